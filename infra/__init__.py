@@ -1,0 +1,1 @@
+"""Set-up, diagnosis and the one-box launcher: everything that happens before a sandbox exists."""

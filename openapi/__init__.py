@@ -1,0 +1,1 @@
+"""The committed OpenAPI documents and the command that writes them."""

@@ -1,0 +1,160 @@
+"""What the api asks of a node and what a node reports."""
+
+from datetime import datetime
+from typing import Literal
+
+from pydantic import Field
+
+from sandboxd.contract.ids import ImageId, NodeId, SandboxId
+from sandboxd.contract.processes import Open, PathText, Strict, UserName
+from sandboxd.contract.reasons import SandboxReason
+from sandboxd.contract.states import SandboxState
+
+
+class Resources(Strict):
+    """What a sandbox may use."""
+
+    cpus: float = Field(default=1, ge=0.1, le=1024)
+    memory_mib: int = Field(default=1024, ge=64, le=16_777_216)
+    disk_mib: int = Field(default=8192, ge=64, le=1_073_741_824)
+    max_processes: int = Field(default=1024, ge=16, le=32768)
+
+
+class ImageRef(Strict):
+    """An image, pinned."""
+
+    id: ImageId
+    reference: str
+    digest: str
+
+
+class EgressSpec(Strict):
+    """What a sandbox may reach. `open`: public addresses; `blocked`: nothing."""
+
+    mode: Literal["open", "blocked"]
+
+
+class SandboxSpec(Strict):
+    """Everything a node needs to start a sandbox. `env` is handed to the guest and never stored by the node."""
+
+    image: ImageRef
+    env: dict[str, str] = Field(default_factory=dict)
+    user: UserName | None = None
+    cwd: PathText | None = None
+    hostname: str = "sandbox"
+    resources: Resources = Resources()
+    egress: EgressSpec = EgressSpec(mode="blocked")
+    timeout_seconds: int | None = Field(default=3600, ge=1)
+    idle_timeout_seconds: int | None = Field(default=None, ge=10)
+    idle_ignores_processes: bool = False
+
+
+class EnsureSandbox(Strict):
+    """Body of `PUT /node/v1/sandboxes/{id}`: make it so, once, however often it is asked.
+
+    An older `generation` than the node has carried out is refused with `stale_generation`, and so is an `epoch` below
+    the node's own: both mean that somebody newer has decided since.
+    """
+
+    generation: int = Field(ge=1)
+    epoch: int = Field(ge=0)
+    deadline_seconds: float = Field(gt=0, le=300)
+    """Time the node has to bring it to `running`; past it everything is undone."""
+    spec: SandboxSpec
+
+
+class PatchSandbox(Strict):
+    """Body of `PATCH /node/v1/sandboxes/{id}`. Only the fields that are set are changed."""
+
+    generation: int = Field(ge=1)
+    epoch: int = Field(ge=0)
+    timeout_seconds: int | None = Field(default=None, ge=1)
+    """From now; null: no limit."""
+    extend_seconds: int | None = Field(default=None, ge=1)
+    """deadline = max(old, now + n)."""
+    idle_timeout_seconds: int | None = Field(default=None, ge=10)
+
+
+class SandboxReport(Open):
+    """What a node says of one of its sandboxes."""
+
+    id: SandboxId
+    generation: int
+    state: SandboxState
+    reason: SandboxReason | None = None
+    message: str | None = None
+    exit_code: int | None = None
+    user: str | None = None
+    cwd: str | None = None
+    shell: str | None = None
+    address: str | None = None
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    expires_at: datetime | None = None
+    remaining_seconds: float | None = None
+    last_active_at: datetime | None = None
+    cpu_used_seconds: float = 0
+    memory_peak_bytes: int = 0
+
+
+class Capacity(Open):
+    """Amounts of a node."""
+
+    cpus: float
+    memory_mib: int
+    disk_mib: int
+    sandboxes: int
+
+
+class NodeImage(Open):
+    """An image a node can start from at once."""
+
+    id: ImageId
+    digest: str
+    names: list[str]
+    size_bytes: int
+
+
+class RuntimeInfo(Open):
+    """What runs the sandboxes."""
+
+    name: str
+    version: str
+    platform: str
+
+
+class NodeReport(Open):
+    """Body of `POST /internal/v1/node-reports`: what a node has and runs.
+
+    `sandboxes` is the full list when `full` is true: a sandbox the api believes here and that is not in it is gone.
+    Ended sandboxes stay in the reports until an answer acknowledges them.
+    """
+
+    node_id: NodeId
+    name: str
+    contract_version: int
+    version: str
+    runtime: RuntimeInfo
+    epoch: int
+    boot_id: str
+    sequence: int
+    """Rises with each report of one start of the node; the api drops an older one that comes late."""
+    incarnation: str
+    """Differs for each start of the node agent; sequences are compared within one."""
+    full: bool
+    address: str
+    """Where the api calls the node: `unix:<path>` on one box."""
+    capacity: Capacity
+    used: Capacity
+    images: list[NodeImage]
+    sandboxes: list[SandboxReport]
+
+
+class ReportAnswer(Open):
+    """What the api answers to a report."""
+
+    epoch: int
+    acknowledged: list[SandboxId] = Field(default_factory=list[str])
+    """Ended sandboxes whose end is recorded: the node may forget them."""
+    bury: list[SandboxId] = Field(default_factory=list[str])
+    """Sandboxes that must not run any more (deleted, or lost longer than the grace)."""

@@ -1,0 +1,164 @@
+"""The guest seen from the node: the interface that the HTTP client, and the fake of the fake runtime, fulfil."""
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+from sandboxd.contract.frames import Frame
+
+GUEST_PORT: Final = 49979
+"""The reserved TCP port of every sandbox; no tunnel, gateway route or dial may name it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Init:
+    """What a guest is told after start, claim or restore. Never written to disk by the node: `env` holds secrets."""
+
+    hostname: str
+    env: dict[str, str] = field(repr=False)
+    image_env: dict[str, str]
+    user: str | None
+    cwd: str | None
+    image_user: str | None
+    image_cwd: str | None
+    address: str
+    gateway: str
+    resolvers: tuple[str, ...]
+    max_processes: int
+    memory_bytes: int
+    now_us: int
+    seed: bytes = field(repr=False)
+    backstop_seconds: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InitResult:
+    """What the guest made of it."""
+
+    user: str
+    uid: int
+    gid: int
+    home: str
+    cwd: str
+    shell: str | None
+    version: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Health:
+    """A guest's own word about itself: a hint."""
+
+    version: str
+    initialized: bool
+    processes_running: int
+    last_exit_at_us: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Started:
+    """A process was started, or joined."""
+
+    process: dict[str, Any]
+    """Process without `sandbox_id`, as the guest sent it, not yet validated."""
+    joined: bool
+
+
+class GuestError(Exception):
+    """The guest broke its protocol, lied beyond belief, or went beyond a bound."""
+
+
+class GuestUnreachableError(Exception):
+    """No answer: refused, reset, or timed out. The sandbox may have ended."""
+
+
+class FollowedStart(Protocol):
+    """A started process and its output from the first byte."""
+
+    started: Started
+
+    def frames(self) -> AsyncIterator[Frame]:
+        """Yield frames until `exit`. GuestUnreachableError when the connection breaks before."""
+        ...
+
+
+class Guest(Protocol):
+    """One sandbox's guest agent.
+
+    Every method raises ProblemError for the codes of docs/guest-protocol.md, GuestError for a broken protocol and
+    GuestUnreachableError for silence. Streams are bounded in memory and unbounded in length.
+    """
+
+    async def health(self, timeout_seconds: float = 5) -> Health:
+        """Ask whether it answers."""
+        ...
+
+    async def init(self, init: Init, timeout_seconds: float = 10) -> InitResult:
+        """Tell it who it is."""
+        ...
+
+    async def set_backstop(self, seconds: float | None) -> None:
+        """Move its own end: seconds from now, or none."""
+        ...
+
+    async def start(self, spec: dict[str, Any]) -> Started:
+        """Start or join a process (GuestProcessSpec)."""
+        ...
+
+    def start_followed(self, spec: dict[str, Any]) -> AbstractAsyncContextManager[FollowedStart]:
+        """Start or join a process and follow its output, in one round trip."""
+        ...
+
+    async def processes(self, state: str | None, tag: str | None) -> list[dict[str, Any]]:
+        """List processes, oldest first."""
+        ...
+
+    async def process(self, process_id: str, wait_seconds: float = 0) -> dict[str, Any]:
+        """Return one process, after waiting for its end at most that long."""
+        ...
+
+    def output(
+        self,
+        process_id: str,
+        *,
+        after: int = 0,
+        tail_bytes: int | None = None,
+        follow: bool = False,
+        keepalive_seconds: float = 15,
+    ) -> AbstractAsyncContextManager[AsyncIterator[Frame]]:
+        """Open the output of a process from a position."""
+        ...
+
+    async def head(self, process_id: str) -> list[Frame]:
+        """Return the first bytes of each channel (at most 64 KiB each)."""
+        ...
+
+    async def write_stdin(
+        self, process_id: str, body: AsyncIterator[bytes], *, offset: int | None, close: bool
+    ) -> dict[str, Any]:
+        """Pass standard input on; `{offset, closed}`."""
+        ...
+
+    async def signal(self, process_id: str, signal: str, scope: str, key: str | None) -> None:
+        """Send a signal."""
+        ...
+
+    async def resize(self, process_id: str, rows: int, cols: int) -> None:
+        """Resize a terminal."""
+        ...
+
+    async def write_file(self, path: str, body: bytes, *, user: str | None, mode: str | None) -> None:
+        """Write one file, whole, with the rights of `user`."""
+        ...
+
+    async def metrics(self) -> dict[str, Any]:
+        """Return its own view of its use: hints, never billing."""
+        ...
+
+    async def shutdown(self, grace_seconds: float) -> None:
+        """End every user process: SIGTERM, then SIGKILL after the grace."""
+        ...
+
+    async def close(self) -> None:
+        """Drop connections. The guest lives on."""
+        ...

@@ -1,0 +1,58 @@
+"""The network seam: slots, and what they may reach."""
+
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from sandboxd.contract.messages import EgressSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slot:
+    """One sandbox's network: a namespace with one end of a routed /31."""
+
+    index: int
+    """Names everything of the slot; unique on the node among live slots."""
+    netns_path: Path
+    interface: str
+    """The host-side end, in the router namespace."""
+    address: str
+    peer: str
+    mtu: int
+
+
+class NetworkError(Exception):
+    """A namespace, link or rule could not be made; says which and the kernel's words."""
+
+
+class Network(Protocol):
+    """Slots of one node. Complete undo, and recovery by looking at what exists."""
+
+    async def start(self, in_use: dict[str, int]) -> None:
+        """Make or adopt the router namespace and its table; keep the slots in use (sandbox id to index), drop the rest."""
+        ...
+
+    async def acquire(self, sandbox_id: str) -> Slot:
+        """Hand out a verified slot with egress blocked. NetworkError if none can be made."""
+        ...
+
+    async def adopt(self, sandbox_id: str, index: int) -> Slot:
+        """Return the slot a sandbox already has; NetworkError if it is not whole."""
+        ...
+
+    async def apply_egress(self, slot: Slot, egress: EgressSpec) -> None:
+        """Make the policy true; forbidden flows are dead when it returns."""
+        ...
+
+    async def release(self, sandbox_id: str, index: int) -> None:
+        """Block it and make it ready for another, or remove it. Idempotent."""
+        ...
+
+    def open_socket(self) -> socket.socket:
+        """Return a fresh non-blocking TCP socket born in the router namespace. Does not block."""
+        ...
+
+    async def stop(self, *, keep: bool) -> None:
+        """Let go; unless `keep`, remove the router namespace, every slot and the host-side piece."""
+        ...

@@ -1,0 +1,1 @@
+"""What executes sandboxes: the protocol, the pure bundle, runsc and the shipped fake."""
