@@ -21,7 +21,7 @@ _HEADER: Final = struct.Struct(">BBHIQq")
 
 
 class FrameKind(IntEnum):
-    """What a frame carries. 0x07 and above are spoken on attach only (0x07 also opens a started stream of the guest)."""
+    """What a frame carries. 0x07 and above are spoken on attach only; 0x07 also opens a stream the guest starts."""
 
     STDOUT = 0x01
     STDERR = 0x02

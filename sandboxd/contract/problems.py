@@ -88,7 +88,7 @@ CODES: Final[dict[str, CodeRow]] = {
 class ProblemError(Exception):
     """An expected failure with a stable code. Anything else that escapes is a bug and answers `internal`."""
 
-    def __init__(  # noqa: PLR0913 - the fields of a problem are what they are
+    def __init__(
         self,
         code: str,
         detail: str,

@@ -30,7 +30,7 @@ class Network(Protocol):
     """Slots of one node. Complete undo, and recovery by looking at what exists."""
 
     async def start(self, in_use: dict[str, int]) -> None:
-        """Make or adopt the router namespace and its table; keep the slots in use (sandbox id to index), drop the rest."""
+        """Make or adopt the router namespace and its table; keep the slots in use (sandbox id to index), no others."""
         ...
 
     async def acquire(self, sandbox_id: str) -> Slot:
