@@ -89,40 +89,86 @@ def encode_json(kind: FrameKind, seq: int, value: dict[str, Any], time_us: int =
     return encode(Frame(kind, seq, payload, time_us))
 
 
+class Head(NamedTuple):
+    """Where one frame lies inside a batch."""
+
+    kind: int
+    seq: int
+    time_us: int
+    skip: bool
+    start: int
+    """Offset of the payload; the header lies before it."""
+    end: int
+
+    @property
+    def length(self) -> int:
+        """Bytes of payload."""
+        return self.end - self.start
+
+
+class Batch(NamedTuple):
+    """Whole frames, back to back, as one read brought them: passed on without being taken apart."""
+
+    data: memoryview
+    heads: list[Head]
+
+    def payload(self, head: Head) -> memoryview:
+        """Return the payload of one frame of this batch, not copied."""
+        return self.data[head.start : head.end]
+
+    def frame(self, head: Head) -> Frame:
+        """Return one frame of this batch by itself."""
+        return Frame(head.kind, head.seq, bytes(self.data[head.start : head.end]), head.time_us, head.skip)
+
+    def frames(self) -> Iterator[Frame]:
+        """Yield every frame by itself."""
+        return map(self.frame, self.heads)
+
+
+def batch_of(*frames: Frame) -> Batch:
+    """Make a batch of frames."""
+    return Decoder().cut(b"".join(map(encode, frames)))
+
+
 class Decoder:
     """Cuts a byte stream into frames, however it was chunked. Holds at most one incomplete frame."""
 
     def __init__(self, max_payload: int = MAX_PAYLOAD) -> None:
-        self._buffer = bytearray()
+        self._rest = b""
         self._max_payload = max_payload
 
     @property
     def pending_bytes(self) -> int:
         """Bytes of an incomplete frame held back."""
-        return len(self._buffer)
+        return len(self._rest)
+
+    def cut(self, data: bytes) -> Batch:
+        """Return every frame completed by `data`. Raises FrameError on a length beyond the limit.
+
+        Payloads are not copied one by one: at most one copy of `data` is made, to join it with what was held back.
+        """
+        whole = self._rest + data if self._rest else data
+        heads: list[Head] = []
+        position, end = 0, len(whole)
+        while end - position >= HEADER_BYTES:
+            kind, flags, reserved, length, seq, time_us = _HEADER.unpack_from(whole, position)
+            if length > self._max_payload:
+                msg = f"frame payload of {length} bytes is beyond {self._max_payload}"
+                raise FrameError(msg)
+            start = position + HEADER_BYTES
+            if end - start < length:
+                break
+            position = start + length
+            heads.append(Head(kind, seq, time_us, bool(flags or reserved), start, position))
+        self._rest = whole[position:]
+        return Batch(memoryview(whole)[:position], heads)
 
     def feed(self, data: bytes) -> Iterator[Frame]:
         """Yield every frame completed by `data`. Raises FrameError on a length beyond the limit."""
-        buffer = self._buffer
-        buffer += data
-        position = 0
-        end = len(buffer)
-        try:
-            while end - position >= HEADER_BYTES:
-                kind, flags, reserved, length, seq, time_us = _HEADER.unpack_from(buffer, position)
-                if length > self._max_payload:
-                    msg = f"frame payload of {length} bytes is beyond {self._max_payload}"
-                    raise FrameError(msg)
-                start = position + HEADER_BYTES
-                if end - start < length:
-                    break
-                position = start + length
-                yield Frame(kind, seq, bytes(buffer[start:position]), time_us, bool(flags or reserved))
-        finally:
-            del buffer[:position]
+        return self.cut(data).frames()
 
     def finish(self) -> None:
         """Say that the stream ended; FrameError if it was cut inside a frame."""
-        if self._buffer:
-            msg = f"stream cut inside a frame, {len(self._buffer)} bytes of it seen"
+        if self._rest:
+            msg = f"stream cut inside a frame, {len(self._rest)} bytes of it seen"
             raise FrameError(msg)

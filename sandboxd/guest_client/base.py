@@ -5,7 +5,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
-from sandboxd.contract.frames import Frame
+from sandboxd.contract.frames import Batch, Frame
 
 GUEST_PORT: Final = 49979
 """The reserved TCP port of every sandbox; no tunnel, gateway route or dial may name it."""
@@ -77,8 +77,11 @@ class FollowedStart(Protocol):
 
     started: Started
 
-    def frames(self) -> AsyncIterator[Frame]:
-        """Yield frames until `exit`. GuestUnreachableError when the connection breaks before."""
+    def batches(self) -> AsyncIterator[Batch]:
+        """Yield whole frames, as reads bring them, until `exit`.
+
+        GuestUnreachableError when the connection breaks or falls silent before. What is in the frames is not checked.
+        """
         ...
 
 
@@ -125,8 +128,8 @@ class Guest(Protocol):
         tail_bytes: int | None = None,
         follow: bool = False,
         keepalive_seconds: float = 15,
-    ) -> AbstractAsyncContextManager[AsyncIterator[Frame]]:
-        """Open the output of a process from a position."""
+    ) -> AbstractAsyncContextManager[AsyncIterator[Batch]]:
+        """Open the output of a process from a position: batches as of FollowedStart."""
         ...
 
     async def head(self, process_id: str) -> list[Frame]:
