@@ -1,12 +1,11 @@
 """What the api asks of a node and what a node reports."""
 
-from datetime import datetime
 from typing import Literal
 
 from pydantic import Field
 
 from sandboxd.contract.ids import ImageId, NodeId, SandboxId
-from sandboxd.contract.processes import Open, PathText, Strict, UserName
+from sandboxd.contract.processes import Open, PathText, Strict, Time, UserName
 from sandboxd.contract.reasons import SandboxReason
 from sandboxd.contract.states import SandboxState
 
@@ -88,11 +87,11 @@ class SandboxReport(Open):
     cwd: str | None = None
     shell: str | None = None
     address: str | None = None
-    started_at: datetime | None = None
-    ended_at: datetime | None = None
-    expires_at: datetime | None = None
+    started_at: Time | None = None
+    ended_at: Time | None = None
+    expires_at: Time | None = None
     remaining_seconds: float | None = None
-    last_active_at: datetime | None = None
+    last_active_at: Time | None = None
     cpu_used_seconds: float = 0
     memory_peak_bytes: int = 0
 

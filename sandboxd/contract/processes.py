@@ -1,9 +1,18 @@
 """Processes as clients see them: the same models cross the public API and the node seam."""
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    StringConstraints,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 from sandboxd.contract.ids import ProcessId, SandboxId
 from sandboxd.contract.reasons import ProcessReason
@@ -13,18 +22,33 @@ MAX_ARGUMENT_BYTES: Final = 131_071
 MAX_ARGV_BYTES: Final = 2 * 1024 * 1024
 DEFAULT_RING_BYTES: Final = 4 * 1024 * 1024
 MAX_RESULT_BYTES: Final = 8 * 1024 * 1024
+MAX_TIMEOUT_SECONDS: Final = 1_000_000_000
+"""Some thirty years: what every clock on the way can count."""
 
 
 class Strict(BaseModel):
     """Input: an unknown field is an error, nothing is coerced or clamped."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class Open(BaseModel):
     """Output: may gain fields."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
+
+
+def render_time(moment: datetime) -> str:
+    """Write an aware time as RFC 3339 in UTC with milliseconds."""
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
+
+
+Time = Annotated[
+    datetime,
+    PlainSerializer(render_time, return_type=str, when_used="json"),
+    WithJsonSchema({"type": "string", "format": "date-time"}),
+]
+"""A moment of an answer."""
 
 
 def _no_nul(text: str) -> str:
@@ -109,7 +133,7 @@ class ProcessSpec(CommandSpec):
 
     tty: TtySize | None = None
     stdin: bool = False
-    timeout_seconds: float | None = Field(default=None, gt=0)
+    timeout_seconds: float | None = Field(default=None, gt=0, le=MAX_TIMEOUT_SECONDS)
     output: OutputPolicy = OutputPolicy()
 
 
@@ -126,7 +150,7 @@ class RunSpec(CommandSpec):
 
     input: str | None = None
     input_base64: str | None = None
-    timeout_seconds: float | None = Field(default=300, gt=0)
+    timeout_seconds: float | None = Field(default=300, gt=0, le=MAX_TIMEOUT_SECONDS)
     wait_seconds: float | None = Field(default=None, ge=0, le=3600)
     max_output_bytes: int = Field(default=1_048_576, ge=0, le=MAX_RESULT_BYTES)
     keep: Literal["both", "head", "tail"] = "both"
@@ -181,8 +205,8 @@ class Process(Open):
     message: str | None = None
     start_error: StartError | None = None
     timeout_seconds: float | None = None
-    started_at: datetime
-    ended_at: datetime | None = None
+    started_at: Time
+    ended_at: Time | None = None
     duration_seconds: float
     cpu_used_seconds: float
     peak_memory_bytes: int
@@ -222,8 +246,8 @@ class RunResult(Open):
     next_seq: int
     start_error: StartError | None = None
     egress_denied: list[dict[str, Any]] = Field(default_factory=list[dict[str, Any]])
-    started_at: datetime
-    ended_at: datetime | None = None
+    started_at: Time
+    ended_at: Time | None = None
     duration_seconds: float
 
 

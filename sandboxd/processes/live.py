@@ -1,7 +1,7 @@
 """A live sandbox as calls on its processes see it, and what becomes of a call when the sandbox ends under it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Final, Protocol
 
@@ -39,7 +39,11 @@ class Ending:
             return lambda: None
         key = object()
         self._watchers[key] = callback
-        return lambda: self._watchers.pop(key, None) and None
+
+        def unsubscribe() -> None:
+            self._watchers.pop(key, None)
+
+        return unsubscribe
 
     async def wait(self, timeout_seconds: float | None = None) -> bool:
         """Wait for it; False when the time is over before."""
@@ -100,7 +104,7 @@ class Sandboxes(Protocol):
 
 
 @asynccontextmanager
-async def guarded(sandbox: LiveSandbox) -> AsyncIterator[None]:
+async def guarded(sandbox: LiveSandbox) -> AsyncGenerator[None]:
     """Run one call on a guest: its end, its silence and its lies become problems.
 
     Raises `sandbox_ended` when the sandbox ends before the call is done, `guest_failed` when the guest breaks its
