@@ -1,0 +1,94 @@
+"""The node agent's settings, read from `SANDLOT_*` in the environment; the only place that reads them."""
+
+import socket
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+InstanceName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9]{0,7}$")]
+
+
+class NodeConfig(BaseSettings):
+    """Settings of one node. Two instances on one machine differ in `instance` and in their three directories."""
+
+    model_config = SettingsConfigDict(env_prefix="SANDLOT_", extra="ignore", frozen=True)
+
+    instance: InstanceName = "sandlot"
+    """Names everything that is global in the kernel: cgroups, links, tables."""
+    data_dir: Path = Path("/var/lib/sandlot")
+    run_dir: Path = Path("/run/sandlot")
+    cache_dir: Path = Path("/var/lib/sandlot/cache")
+    node_name: str = Field(default_factory=socket.gethostname, min_length=1)
+
+    runtime: Literal["runsc", "fake"] = "runsc"
+    """`fake` runs nothing: for work on the api, and for measuring what surrounds the runtime."""
+    runsc: Path | None = None
+    guest_dir: Path | None = None
+
+    api_user: str = "sandlot"
+    """The user the api runs as; it, root and the agent's own user may call the node."""
+    api_socket: Path | None = None
+    node_socket: Path | None = None
+    heartbeat_seconds: float = Field(default=5, gt=0)
+
+    max_sandboxes: int = Field(default=1000, ge=1)
+    max_starts: int = Field(default=8, ge=1)
+    """Cold creates under way at once; the others wait in line. More of them only make each slower."""
+    cpu_overcommit: float = Field(default=16, ge=1)
+    memory_overcommit: float = Field(default=8, ge=1)
+    """Promised against present memory: most sandboxes use little; pressure closes admission (memory_floor_mib)."""
+    disk_overcommit: float = Field(default=16, ge=1)
+    """Promised against present disk; the watermark is what holds when all of them write at once."""
+    memory_overhead_mib: int = Field(default=64, ge=0)
+    """What a sandbox costs beside what it asked for: sentry, gofer, guest."""
+    memory_reserve_mib: int = Field(default=512, ge=0)
+    """Kept from all sandboxes together, for the platform."""
+    memory_floor_mib: int = Field(default=384, ge=0)
+    """With less than this available nothing more is admitted."""
+    disk_reserve_mib: int = Field(default=2048, ge=0)
+    """With less than this left free nothing more is admitted."""
+    disk_watermark_mib: int = Field(default=1024, ge=0)
+    """With less than this left free the sandbox that wrote most is stopped."""
+
+    slot_pool_size: int = Field(default=4, ge=0)
+    uplink_network: str = "100.127.0.0/30"
+    """The link between the host and the router namespace; a second instance on a machine needs another."""
+    slot_network: str = "100.64.0.0/16"
+    """Sandbox addresses. They exist in the router namespace only, so instances may share them."""
+    resolvers: tuple[str, ...] = ("1.1.1.1", "8.8.8.8")
+    """What an `open` sandbox asks for names; a public address, because no private one is reachable."""
+
+    drain_seconds: float = Field(default=2, ge=0)
+    """After its processes ended, how long a stop waits for open streams to read their last bytes."""
+    backstop_margin_seconds: float = Field(default=60, ge=1)
+    """How much later than the node the guest ends itself."""
+    exit_seconds: float = Field(default=10, ge=0)
+    """When told to exit, how long the agent lets starts and stops under way finish."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @property
+    def runsc_path(self) -> Path:
+        """The runsc to run, links resolved: an update of the cache must not change it under a live node."""
+        return (self.runsc or self.cache_dir / "runsc" / "current" / "runsc").resolve()
+
+    @property
+    def guest_path(self) -> Path:
+        """The directory with the guest binary, links resolved for the same reason."""
+        return (self.guest_dir or self.cache_dir / "guest" / "current").resolve()
+
+    @property
+    def api_socket_path(self) -> Path:
+        """Where the api listens for node reports."""
+        return self.api_socket or self.run_dir / "api" / "api.sock"
+
+    @property
+    def node_socket_path(self) -> Path:
+        """Where the node listens."""
+        return self.node_socket or self.run_dir / "api" / "sandboxd.sock"
+
+    @property
+    def upper_dir(self) -> Path:
+        """The directory of what sandboxes write, one directory each."""
+        return self.data_dir / "upper"
