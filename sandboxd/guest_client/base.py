@@ -75,7 +75,10 @@ class GuestUnreachableError(Exception):
 class FollowedStart(Protocol):
     """A started process and its output from the first byte."""
 
-    started: Started
+    @property
+    def started(self) -> Started:
+        """The process, and whether it was there already."""
+        ...
 
     def batches(self) -> AsyncIterator[Batch]:
         """Yield whole frames, as reads bring them, until `exit`.
