@@ -1,0 +1,86 @@
+"""Expected failures of the control plane. The codes are the contract's; here are the ones with several members.
+
+ProblemError (contract)
+├── InvalidRequestError      422 invalid_request, `errors` by place
+├── SandboxNotFoundError     404 sandbox_not_found, for another project's too
+├── SandboxEndedError        410 sandbox_ended, with how it ended
+├── NameTakenError           409 name_taken, with who has it
+└── NotImplementedProblem    501 not_implemented, `reason` names the feature
+"""
+
+from collections.abc import Sequence
+from typing import TypedDict
+
+from sandboxd.contract.problems import ProblemError
+
+
+class Fault(TypedDict):
+    """One thing that is wrong with a request, and where: a JSON pointer, `query:name` or `header:name`."""
+
+    path: str
+    code: str
+    message: str
+
+
+class InvalidRequestError(ProblemError):
+    """Something of the request is unknown, missing or outside its limits."""
+
+    def __init__(self, errors: Sequence[Fault]) -> None:
+        first = errors[0]
+        more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+        place = first["path"] or "the body"
+        super().__init__("invalid_request", f"{place}: {first['message']}{more}", errors=list(errors))
+
+
+class SandboxNotFoundError(ProblemError):
+    """No such sandbox, or not one this caller may see."""
+
+    def __init__(self, sandbox_id: str) -> None:
+        super().__init__("sandbox_not_found", f"There is no sandbox {sandbox_id[:64]!r}.", hint="GET /v1/sandboxes.")
+
+
+class SandboxEndedError(ProblemError):
+    """It existed and has ended."""
+
+    def __init__(self, sandbox_id: str, *, state: str, reason: str | None, message: str | None, ended_at: str) -> None:
+        super().__init__(
+            "sandbox_ended",
+            f"Sandbox {sandbox_id} is {state}: {message or reason or 'ended'}.",
+            hint="Create another sandbox with POST /v1/sandboxes.",
+            reason=reason,
+            state=state,
+            ended_at=ended_at,
+        )
+
+
+class NameTakenError(ProblemError):
+    """Another live sandbox of the project has the name."""
+
+    def __init__(self, name: str, sandbox_id: str) -> None:
+        super().__init__(
+            "name_taken",
+            f"Sandbox {sandbox_id} is called {name!r}.",
+            hint='Choose another name, or send "if_exists": "return".',
+            sandbox_id=sandbox_id,
+        )
+
+
+class NotImplementedProblem(ProblemError):  # noqa: N818 - NotImplementedError is Python's own and means something else
+    """Known by name and shape, not offered by this version."""
+
+    def __init__(self, feature: str) -> None:
+        super().__init__(
+            "not_implemented",
+            f"{feature} is not available in this version.",
+            reason=feature,
+            hint="Leave it out; GET /v1/me lists the features of this server.",
+        )
+
+
+def fault(path: str, message: str, code: str = "value_error") -> Fault:
+    return {"path": path, "code": code, "message": message}
+
+
+def invalid(path: str, message: str, code: str = "value_error") -> InvalidRequestError:
+    """Return the problem of one fault."""
+    return InvalidRequestError([fault(path, message, code)])

@@ -1,0 +1,110 @@
+"""What nodes have reported, in memory: the base of placement and of what is shown of a running sandbox.
+
+The database holds what was decided; this holds what was seen, and a restart learns it again within one report.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from api.services.placement import NodeView
+from sandboxd.contract.ids import is_id
+from sandboxd.contract.messages import Capacity, ImageRef, NodeReport, Resources, SandboxReport
+
+
+@dataclass(slots=True)
+class Member:
+    """One node."""
+
+    id: str
+    address: str
+    epoch: int
+    boot_id: str
+    incarnation: str
+    last_seen: float
+    """Monotonic seconds."""
+    silent: bool
+    report: NodeReport | None = None
+    sequence: int = -1
+    refusals: int = 0
+    promised: dict[str, Resources] = field(default_factory=dict[str, Resources])
+    """What was placed and is not in a report yet."""
+    missing: dict[str, int] = field(default_factory=dict[str, int])
+    """Sandboxes a full report lacked, with its sequence; a second one makes it certain."""
+    applied: dict[str, tuple[object, ...]] = field(default_factory=dict[str, tuple[object, ...]])
+    """What has already been written down of each sandbox, so that a steady report costs no write."""
+
+
+class Fleet:
+    """All nodes."""
+
+    def __init__(self) -> None:
+        self.members: dict[str, Member] = {}
+        self.observed: dict[str, SandboxReport] = {}
+
+    def views(self) -> list[NodeView]:
+        """Return every node with a report, as placement sees it."""
+        return [view for member in self.members.values() if (view := _view(member)) is not None]
+
+    def resolve(self, image: str) -> ImageRef | None:
+        """Find an image by id, `name:tag` or `name` (tag `latest`, or none), preferring what most nodes hold."""
+        wanted = {image} if is_id("img", image) or ":" in image else {image, f"{image}:latest"}
+        holders: dict[str, list[str]] = {}
+        for member in self.members.values():
+            for held in member.report.images if member.report else ():
+                if held.id == image or wanted.intersection(held.names):
+                    holders.setdefault(held.id, []).append(held.digest)
+        if not holders:
+            return None
+        image_id = max(sorted(holders), key=lambda candidate: len(holders[candidate]))
+        return ImageRef(id=image_id, reference=image, digest=holders[image_id][0])
+
+    @contextmanager
+    def promise(self, node_id: str, sandbox_id: str, resources: Resources) -> Iterator[None]:
+        """Count the sandbox as used on the node while it is being asked, until a report shows it."""
+        member = self.members[node_id]
+        member.promised[sandbox_id] = resources
+        try:
+            yield
+        except BaseException:
+            member.promised.pop(sandbox_id, None)
+            raise
+
+    def withdraw(self, node_id: str, sandbox_id: str) -> None:
+        """The node refused."""
+        if (member := self.members.get(node_id)) is not None:
+            member.promised.pop(sandbox_id, None)
+            member.refusals += 1
+
+    def saw(self, reports: Iterable[SandboxReport]) -> None:
+        """Remember what was last said of each sandbox."""
+        self.observed.update((report.id, report) for report in reports)
+
+    def forget(self, sandbox_id: str, node_id: str) -> None:
+        """It has ended."""
+        self.observed.pop(sandbox_id, None)
+        if (member := self.members.get(node_id)) is not None:
+            member.applied.pop(sandbox_id, None)
+            member.missing.pop(sandbox_id, None)
+            member.promised.pop(sandbox_id, None)
+
+
+def _view(member: Member) -> NodeView | None:
+    report = member.report
+    if report is None:
+        return None
+    used = report.used
+    promised = member.promised.values()
+    return NodeView(
+        id=member.id,
+        ready=not member.silent,
+        capacity=report.capacity,
+        used=Capacity(
+            cpus=used.cpus + sum(resources.cpus for resources in promised),
+            memory_mib=used.memory_mib + sum(resources.memory_mib for resources in promised),
+            disk_mib=used.disk_mib + sum(resources.disk_mib for resources in promised),
+            sandboxes=used.sandboxes + len(promised),
+        ),
+        images={image.id for image in report.images},
+        refusals=member.refusals,
+    )
