@@ -1,0 +1,447 @@
+"""The guest's client over HTTP: bounded in size and time, trusting nothing that comes back.
+
+Every answer has a limit in bytes, headers included; every wait has an end. No redirect is followed, no cookie kept,
+nothing unpacked. What frames and records say is checked above, in `sandboxd.processes`.
+"""
+
+import asyncio
+import base64
+import functools
+import socket
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import aiohttp
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.http_exceptions import HttpProcessingError
+from pydantic_core import to_json
+from yarl import URL
+
+from sandboxd.contract.frames import MEDIA_TYPE as FRAMES
+from sandboxd.contract.frames import Batch, Decoder, Frame, FrameError, FrameKind
+from sandboxd.contract.problems import ProblemError
+from sandboxd.guest_client.base import (
+    GUEST_PORT,
+    FollowedStart,
+    GuestError,
+    GuestUnreachableError,
+    Health,
+    Init,
+    InitResult,
+    Started,
+)
+from sandboxd.guest_client.wire import parse_health, parse_init_result, parse_object, parse_problem, render_init
+
+MAX_JSON_BYTES: Final = 1_048_576
+MAX_LIST_BYTES: Final = 8 * 1_048_576
+MAX_HEAD_BYTES: Final = 1_048_576
+MAX_ERROR_BYTES: Final = 65_536
+MAX_CONNECTIONS: Final = 200
+"""Below the 256 a guest takes, so that it is this client that says `too_many_streams`."""
+
+CONNECT_SECONDS: Final = 5.0
+ANSWER_SECONDS: Final = 15.0
+START_SECONDS: Final = 30.0
+STALL_SECONDS: Final = 45.0
+"""A guest that takes no byte of standard input answers within 30 s by itself."""
+SETTLE_SECONDS: Final = 0.02
+"""How long the end of a body may follow the exit frame for its connection to be kept."""
+IDLE_SECONDS: Final = 30.0
+READ_BYTES: Final = 262_144
+_BROKEN: Final = (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, OSError, TimeoutError)
+_MAX_UNREAD_ANSWERS: Final = 4
+
+
+class _Connection(ResponseHandler):
+    """A connection that is dropped when a guest sends answers nobody asked for: the library would keep them all."""
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if len(self._buffer) > _MAX_UNREAD_ANSWERS and self.transport is not None:
+            self.transport.abort()
+
+
+class HttpGuest:
+    """A Guest behind an address. Opens connections when they are needed and keeps them."""
+
+    def __init__(
+        self, address: str, token: str, *, open_socket: Callable[[], socket.socket], port: int = GUEST_PORT
+    ) -> None:
+        self._url = URL.build(scheme="http", host=address, port=port)
+        self._token = token
+        self._open_socket = open_socket
+        self._opened: aiohttp.ClientSession | None = None
+        self._closed = False
+
+    async def health(self, timeout_seconds: float = 5) -> Health:
+        return parse_health(await self._json("GET", "health", seconds=timeout_seconds))
+
+    async def init(self, init: Init, timeout_seconds: float = 10) -> InitResult:
+        body = render_init(init, base64.b64encode(init.seed).decode())
+        return parse_init_result(await self._json("POST", "init", json=body, seconds=timeout_seconds))
+
+    async def set_backstop(self, seconds: float | None) -> None:
+        await self._nothing("POST", "backstop", json={"seconds": seconds})
+
+    async def start(self, spec: dict[str, Any]) -> Started:
+        response = await self._send("POST", "processes", json=spec, seconds=START_SECONDS)
+        process = await self._body_object(response, MAX_JSON_BYTES, ANSWER_SECONDS)
+        return Started(process=process, joined=response.status == 200)
+
+    def start_followed(self, spec: dict[str, Any]) -> AbstractAsyncContextManager[FollowedStart]:
+        return self._start_followed(spec)
+
+    @asynccontextmanager
+    async def _start_followed(self, spec: dict[str, Any]) -> AsyncGenerator[FollowedStart]:
+        response = await self._send("POST", "processes", query={"follow": "1"}, json=spec, seconds=START_SECONDS)
+        stream = _Stream(response, silence_seconds=STALL_SECONDS, follow=True)
+        try:
+            process = await stream.attached()
+            yield _Followed(Started(process=process, joined=response.status == 200), stream)
+        finally:
+            await stream.close()
+
+    async def processes(self, state: str | None, tag: str | None) -> list[dict[str, Any]]:
+        query = {name: value for name, value in (("state", state), ("tag", tag)) if value is not None}
+        answer = await self._json("GET", "processes", query=query, max_bytes=MAX_LIST_BYTES)
+        items: Any = answer.get("items")
+        if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):  # pyright: ignore[reportUnknownVariableType] - JSON
+            raise GuestError("the guest's list holds no objects")
+        return items  # pyright: ignore[reportUnknownVariableType] - checked one line above
+
+    async def process(self, process_id: str, wait_seconds: float = 0) -> dict[str, Any]:
+        query = {"wait_seconds": f"{wait_seconds:.3f}"} if wait_seconds > 0 else {}
+        seconds = ANSWER_SECONDS + wait_seconds
+        return await self._json("GET", f"processes/{process_id}", query=query, seconds=seconds)
+
+    def output(
+        self,
+        process_id: str,
+        *,
+        after: int = 0,
+        tail_bytes: int | None = None,
+        follow: bool = False,
+        keepalive_seconds: float = 15,
+    ) -> AbstractAsyncContextManager[AsyncIterator[Batch]]:
+        query = {"after": str(after)} if tail_bytes is None else {"tail_bytes": str(tail_bytes)}
+        if follow:
+            query |= {"follow": "1", "keepalive_seconds": f"{keepalive_seconds:g}"}
+        silence = 3 * keepalive_seconds if follow else ANSWER_SECONDS
+        return self._output(process_id, query, silence_seconds=silence, follow=follow)
+
+    @asynccontextmanager
+    async def _output(
+        self, process_id: str, query: dict[str, str], *, silence_seconds: float, follow: bool
+    ) -> AsyncGenerator[AsyncIterator[Batch]]:
+        response = await self._send("GET", f"processes/{process_id}/output", query=query)
+        stream = _Stream(response, silence_seconds=silence_seconds, follow=follow)
+        try:
+            yield stream.batches()
+        finally:
+            await stream.close()
+
+    async def head(self, process_id: str) -> list[Frame]:
+        response = await self._send("GET", f"processes/{process_id}/head")
+        body = await self._body(response, MAX_HEAD_BYTES, ANSWER_SECONDS)
+        decoder = Decoder()
+        try:
+            frames = list(decoder.feed(body))
+            decoder.finish()
+        except FrameError as error:
+            raise GuestError(str(error)) from error
+        return frames
+
+    async def write_stdin(
+        self, process_id: str, body: AsyncIterator[bytes], *, offset: int | None, close: bool
+    ) -> dict[str, Any]:
+        query = {"close": "1"} if close else {}
+        if offset is not None:
+            query["offset"] = str(offset)
+        loop = asyncio.get_running_loop()
+        failure: list[Exception] = []
+        scope = asyncio.timeout(STALL_SECONDS)
+
+        async def pump() -> AsyncGenerator[bytes]:
+            try:
+                async for data in body:
+                    scope.reschedule(loop.time() + STALL_SECONDS)
+                    yield data
+                scope.reschedule(loop.time() + STALL_SECONDS)
+            except Exception as error:
+                failure.append(error)
+                raise
+
+        try:
+            async with scope:
+                response = await self._send(
+                    "POST", f"processes/{process_id}/stdin", query=query, data=pump(), seconds=None
+                )
+                return await self._body_object(response, MAX_JSON_BYTES, ANSWER_SECONDS)
+        except TimeoutError as error:
+            raise GuestUnreachableError("the guest takes no standard input") from error
+        except GuestUnreachableError:
+            if failure:
+                raise failure[0] from None
+            raise
+
+    async def signal(self, process_id: str, signal: str, scope: str, key: str | None) -> None:
+        headers = {} if key is None else {"Idempotency-Key": key}
+        body = {"signal": signal, "scope": scope}
+        path = f"processes/{process_id}/signal"
+        await self._nothing("POST", path, json=body, headers=headers, again=key is not None)
+
+    async def resize(self, process_id: str, rows: int, cols: int) -> None:
+        await self._nothing("POST", f"processes/{process_id}/resize", json={"rows": rows, "cols": cols})
+
+    async def write_file(self, path: str, body: bytes, *, user: str | None, mode: str | None) -> None:
+        query = {"path": path, "parents": "1"}
+        query |= {name: value for name, value in (("user", user), ("mode", mode)) if value is not None}
+        response = await self._send("PUT", "files", query=query, data=body, seconds=START_SECONDS)
+        await self._body(response, MAX_JSON_BYTES, ANSWER_SECONDS)
+
+    async def metrics(self) -> dict[str, Any]:
+        return await self._json("GET", "metrics")
+
+    async def shutdown(self, grace_seconds: float) -> None:
+        body = {"grace_seconds": grace_seconds}
+        await self._json("POST", "shutdown", json=body, seconds=ANSWER_SECONDS + grace_seconds)
+
+    async def close(self) -> None:
+        self._closed = True
+        session, self._opened = self._opened, None
+        if session is not None:
+            await session.close()
+
+    @property
+    def _session(self) -> aiohttp.ClientSession:
+        if self._closed:
+            raise GuestUnreachableError("the client is closed")
+        if self._opened is None:
+            self._opened = self._open_session()
+        return self._opened
+
+    def _open_session(self) -> aiohttp.ClientSession:
+        connector = aiohttp.TCPConnector(
+            limit=MAX_CONNECTIONS,
+            keepalive_timeout=IDLE_SECONDS,
+            use_dns_cache=False,
+            ssl=False,
+            happy_eyeballs_delay=None,
+            socket_factory=self._socket_for,
+        )
+        loop = asyncio.get_running_loop()
+        # The library has no public way to bound what an idle connection takes in.
+        setattr(connector, "_factory", functools.partial(_Connection, loop=loop))  # noqa: B010 - a private attribute
+        return aiohttp.ClientSession(
+            connector=connector,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers={"Authorization": f"Bearer {self._token}"},
+            skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding"),
+            timeout=aiohttp.ClientTimeout(total=None, connect=CONNECT_SECONDS, sock_connect=CONNECT_SECONDS),
+            auto_decompress=False,
+            trust_env=False,
+            read_bufsize=READ_BYTES,
+            max_line_size=1024,
+            max_field_size=4096,
+            max_headers=32,
+        )
+
+    def _socket_for(self, _address: object) -> socket.socket:
+        return self._open_socket()
+
+    async def _json(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: dict[str, str] | None = None,
+        json: dict[str, Any] | None = None,
+        seconds: float = ANSWER_SECONDS,
+        max_bytes: int = MAX_JSON_BYTES,
+    ) -> dict[str, Any]:
+        response = await self._send(method, path, query=query, json=json, seconds=seconds)
+        return await self._body_object(response, max_bytes, ANSWER_SECONDS)
+
+    async def _nothing(
+        self,
+        method: str,
+        path: str,
+        *,
+        json: dict[str, Any],
+        headers: dict[str, str] | None = None,
+        again: bool = True,
+    ) -> None:
+        response = await self._send(method, path, json=json, headers=headers, again=again)
+        await self._body(response, MAX_ERROR_BYTES, ANSWER_SECONDS)
+
+    async def _send(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: dict[str, str] | None = None,
+        json: dict[str, Any] | None = None,
+        data: bytes | AsyncGenerator[bytes] | None = None,
+        headers: dict[str, str] | None = None,
+        seconds: float | None = ANSWER_SECONDS,
+        again: bool = True,
+    ) -> aiohttp.ClientResponse:
+        """Send a request and return the answer with its body unread.
+
+        `again`: the guest may have closed a kept connection just when it was used; every call but an appending write
+        and a signal without key may be sent twice.
+        """
+        url = self._url.joinpath("v1", path, encoded=True)
+        url = url.with_query(query) if query else url
+        sent = dict(headers or {})
+        if json is not None:
+            data = to_json(json, inf_nan_mode="strings")
+            sent["Content-Type"] = "application/json"
+        try:
+            response = await self._request(method, url, data, sent, seconds)
+        except GuestUnreachableError as error:
+            once_more = again and isinstance(error.__cause__, aiohttp.ServerDisconnectedError)
+            if not once_more or isinstance(data, AsyncGenerator):
+                raise
+            response = await self._request(method, url, data, sent, seconds)
+        if response.status in (200, 201, 204) and "Content-Encoding" not in response.headers:
+            return response
+        return await self._refuse(response)
+
+    async def _request(
+        self,
+        method: str,
+        url: URL,
+        data: bytes | AsyncGenerator[bytes] | None,
+        headers: dict[str, str],
+        seconds: float | None,
+    ) -> aiohttp.ClientResponse:
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._session.request(method, url, data=data, headers=headers, allow_redirects=False)
+        except aiohttp.ConnectionTimeoutError as error:
+            if len(self._session.connector._acquired if self._session.connector else ()) >= MAX_CONNECTIONS:  # noqa: SLF001 - the only way to tell the pool from the peer
+                raise ProblemError(
+                    "too_many_streams", "Too many calls on this sandbox at once.", limit=MAX_CONNECTIONS
+                ) from None
+            raise GuestUnreachableError("no connection in time") from error
+        except (aiohttp.ClientResponseError, HttpProcessingError) as error:
+            raise GuestError("the guest does not speak HTTP") from error
+        except _BROKEN as error:
+            raise GuestUnreachableError(f"no answer: {type(error).__name__}") from error
+
+    async def _refuse(self, response: aiohttp.ClientResponse) -> aiohttp.ClientResponse:
+        """Raise what an answer that is no success means."""
+        if response.status < 400:
+            response.close()
+            raise GuestError(f"the guest answered {response.status}")
+        body = await self._body(response, MAX_ERROR_BYTES, ANSWER_SECONDS)
+        raise parse_problem(response.status, body)
+
+    async def _body_object(self, response: aiohttp.ClientResponse, max_bytes: int, seconds: float) -> dict[str, Any]:
+        return parse_object(await self._body(response, max_bytes, seconds))
+
+    async def _body(self, response: aiohttp.ClientResponse, max_bytes: int, seconds: float) -> bytes:
+        """Read a whole body within both limits."""
+        parts: list[bytes] = []
+        size = 0
+        try:
+            async with asyncio.timeout(seconds):
+                while data := await response.content.readany():
+                    parts.append(data)
+                    size += len(data)
+                    if size > max_bytes:
+                        raise GuestError(f"the guest's answer is beyond {max_bytes} bytes")
+        except _BROKEN as error:
+            raise GuestUnreachableError(f"the answer broke off: {type(error).__name__}") from error
+        except HttpProcessingError as error:
+            raise GuestError("the guest does not speak HTTP") from error
+        finally:
+            _let_go(response)
+        return b"".join(parts)
+
+
+class _Stream:
+    """Frames of one response: whole ones only, each within a time."""
+
+    def __init__(self, response: aiohttp.ClientResponse, *, silence_seconds: float, follow: bool) -> None:
+        self._response = response
+        self._silence_seconds = silence_seconds
+        self._follow = follow
+        self._decoder = Decoder()
+        self._over = False
+        self._first: Batch | None = None
+        if response.content_type != FRAMES:
+            response.close()
+            raise GuestError("the guest sent something else than frames")
+
+    async def attached(self) -> dict[str, Any]:
+        """Read the first frame and return the process in it."""
+        batch = await self._read()
+        head = batch.heads[0]
+        if head.kind != FrameKind.ATTACHED or head.skip:
+            raise GuestError("the stream does not begin with the process")
+        self._first = Decoder().cut(bytes(batch.data[head.end :]))
+        return parse_object(bytes(batch.payload(head)))
+
+    async def batches(self) -> AsyncGenerator[Batch]:
+        """Yield whole frames to the end."""
+        if self._first is not None and self._first.heads:
+            yield self._first
+            self._look_for_end(self._first)
+        while not self._over:
+            batch = await self._read()
+            self._look_for_end(batch)
+            yield batch
+
+    def _look_for_end(self, batch: Batch) -> None:
+        last = batch.heads[-1].kind
+        self._over = last == FrameKind.EXIT or (last == FrameKind.KEEPALIVE and not self._follow)
+
+    async def _read(self) -> Batch:
+        """Read until there is a whole frame. A frame that trickles in counts as silence."""
+        content = self._response.content
+        try:
+            async with asyncio.timeout(self._silence_seconds):
+                while True:
+                    data = await content.readany()
+                    if not data:
+                        raise GuestUnreachableError("the stream broke off before its end")
+                    batch = self._decoder.cut(data)
+                    if batch.heads:
+                        return batch
+        except FrameError as error:
+            raise GuestError(str(error)) from error
+        except HttpProcessingError as error:
+            raise GuestError("the guest does not speak HTTP") from error
+        except _BROKEN as error:
+            raise GuestUnreachableError(f"the stream broke off: {type(error).__name__}") from error
+
+    async def close(self) -> None:
+        """Keep the connection if the body ends right behind the last frame, else drop it."""
+        content = self._response.content
+        if self._over and not content.at_eof():
+            try:
+                async with asyncio.timeout(SETTLE_SECONDS):
+                    await content.readany()
+            except (*_BROKEN, HttpProcessingError):
+                pass
+        _let_go(self._response)
+
+
+def _let_go(response: aiohttp.ClientResponse) -> None:
+    if response.content.at_eof():
+        response.release()
+    else:
+        response.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Followed:
+    started: Started
+    stream: _Stream
+
+    def batches(self) -> AsyncIterator[Batch]:
+        return self.stream.batches()
