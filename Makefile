@@ -1,0 +1,86 @@
+# Everything here works on a bare Debian or Ubuntu; `make` alone prints this list.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+CACHE := $(or $(SANDLOT_CACHE_DIR),/var/lib/sandlot/cache)
+BIN := .venv/bin
+PYTEST_ARGS ?=
+GUEST := sandboxd/guest
+
+.PHONY: help
+help: ## Print this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: run
+run: setup ## Set up what is missing, then start Sandlot in the foreground
+	@$(BIN)/sandlotd up
+
+.PHONY: down
+down: environment ## Stop everything, sandboxes too
+	@$(BIN)/sandlotd down
+
+.PHONY: doctor
+doctor: environment ## Check this machine, one line a check
+	@$(BIN)/sandlotd doctor
+
+.PHONY: setup
+setup: environment ## Install and build what is missing (OS packages, Python, runsc, guest, base image)
+	@$(BIN)/python -m infra.setup
+
+.PHONY: environment
+environment:
+	@infra/bootstrap.sh
+
+.PHONY: guest
+guest: environment ## Build the guest agent
+	@$(BIN)/python -m infra.setup guest
+
+.PHONY: test
+test: setup check go-test pytest ## Set up, check and run every test
+
+.PHONY: pytest
+pytest: environment ## Run the Python tests (PYTEST_ARGS="tests/unit -k ...")
+	@$(BIN)/pytest $(PYTEST_ARGS)
+
+.PHONY: go-test
+go-test: environment ## Run the guest's own tests
+	@$(BIN)/python -m infra.setup go test ./...
+
+.PHONY: check
+check: environment ## Formatting, lints, types, layers, dependencies, committed API documents
+	@$(BIN)/ruff format --check
+	@$(BIN)/ruff check
+	@$(BIN)/pyright
+	@$(BIN)/lint-imports
+	@$(BIN)/deptry .
+	@$(BIN)/python -m openapi --check
+	@$(BIN)/python -m infra.setup go vet ./...
+	@unformatted=$$($(BIN)/python -m infra.setup gofmt -l .); \
+		if [[ -n "$$unformatted" ]]; then echo "gofmt: $$unformatted" >&2; exit 1; fi
+
+.PHONY: format
+format: environment ## Format the Python and Go sources
+	@$(BIN)/ruff format
+	@$(BIN)/ruff check --fix --select I
+	@$(BIN)/python -m infra.setup gofmt -w .
+
+.PHONY: openapi
+openapi: environment ## Write the committed API documents anew
+	@$(BIN)/python -m openapi
+
+.PHONY: bench
+bench: setup ## Measure the budgets as ratios to the raw tool (takes a while)
+	@for bench in tests/performance/bench_*.py; do $(BIN)/python "$$bench"; done
+
+.PHONY: lock
+lock: environment ## Bring requirements.lock in step with pyproject.toml (UPGRADE=--upgrade for newer versions)
+	@$(CACHE)/uv/bin/uv pip compile --quiet --universal --python-version 3.11 --group dev --generate-hashes \
+		--no-emit-index-url --no-annotate --no-header --no-emit-package sandlot $(UPGRADE) \
+		pyproject.toml --output-file requirements.lock
+
+.PHONY: clean
+clean: ## Remove what the tools left in this directory; the cache stays
+	@rm -rf .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	@find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -1,0 +1,122 @@
+"""Checks of nft, namespaces, forwarding, other firewalls and the port."""
+
+import json
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from infra.config import LauncherConfig
+from infra.doctor.findings import Finding, fail, ok, warn
+from infra.launcher import lock
+from infra.setup.progress import output_of
+
+_NET = Path("/proc/sys/net/ipv4")
+
+
+def table_checks(_config: LauncherConfig) -> Iterator[Finding]:
+    """Load a table in check mode: the kernel's answer, and nothing is changed."""
+    if shutil.which("nft") is None:
+        yield fail("nft", "missing", "apt-get install nftables")
+        return
+    rules = (
+        "table inet sandlot_doctor { set pairs { type ifname . ipv4_addr; flags interval; }\n"
+        "chain forward { type filter hook forward priority 0; iifname . ip daddr @pairs ct state new accept; }\n"
+        "chain nat { type nat hook postrouting priority 100; masquerade; }\n"
+        "chain local { type filter hook prerouting priority 0; fib daddr type local drop; } }\n"
+    )
+    done = subprocess.run(["nft", "--check", "--file", "-"], input=rules, capture_output=True, text=True, check=False)
+    yield nft_answer(done.returncode, done.stderr)
+
+
+def nft_answer(status: int, said: str) -> Finding:
+    if status == 0:
+        return ok("nft", "sets of interface and address, nat, fib")
+    first = said.strip().splitlines()[0] if said.strip() else f"status {status}"
+    return fail("nft", first, "the kernel needs nf_tables with nat and fib (modules nft_chain_nat, nft_fib_inet)")
+
+
+def namespace_checks(_config: LauncherConfig) -> Iterator[Finding]:
+    """Make a namespace with a link pair inside it; both are gone when the command ends."""
+    argv = ["unshare", "--net", "ip", "link", "add", "sandlot0", "type", "veth", "peer", "name", "sandlot1"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    if done.returncode == 0:
+        yield ok("namespaces", "network namespaces and veth pairs can be made")
+    else:
+        yield fail("namespaces", done.stderr.strip() or "no network namespace", "root and the module veth are needed")
+
+
+def forwarding_checks(_config: LauncherConfig) -> Iterator[Finding]:
+    yield forwarding(
+        (_NET / "ip_forward").read_text().strip() == "1",
+        (_NET / "conf/all/rp_filter").read_text().strip(),
+        (_NET / "conf/default/rp_filter").read_text().strip(),
+    )
+
+
+def forwarding(enabled: bool, rp_filter_all: str, rp_filter_default: str) -> Finding:
+    if not enabled:
+        return warn("forwarding", "net.ipv4.ip_forward is 0", "the node turns it on; keep others from turning it off")
+    strict = "1" in {rp_filter_all, rp_filter_default}
+    return ok("forwarding", f"on, reverse path filter {'strict' if strict else 'loose or off'}")
+
+
+def firewall_checks(_config: LauncherConfig) -> Iterator[Finding]:
+    said = output_of(["nft", "--json", "list", "chains"])
+    chains = [row["chain"] for row in json.loads(said)["nftables"] if "chain" in row] if said else []
+    yield firewalls(dropping_chains(chains), active_services())
+
+
+def dropping_chains(chains: list[dict[str, Any]]) -> list[str]:
+    """Return the base chains of others that drop what is forwarded unless they say otherwise."""
+    return [
+        f"{chain['family']} {chain['table']} {chain['name']}"
+        for chain in chains
+        if chain.get("hook") == "forward"
+        and chain.get("policy") == "drop"
+        and not chain["table"].startswith("sandlot_")
+    ]
+
+
+def active_services() -> list[str]:
+    marks = {
+        "Docker": Path("/sys/class/net/docker0"),
+        "firewalld": Path("/run/firewalld.pid"),
+    }
+    found = [name for name, mark in marks.items() if mark.exists()]
+    ufw = Path("/etc/ufw/ufw.conf")
+    if ufw.exists() and "ENABLED=yes" in ufw.read_text():
+        found.append("ufw")
+    return found
+
+
+def firewalls(dropping: list[str], services: list[str]) -> Finding:
+    if dropping:
+        return warn(
+            "firewalls",
+            f"{', '.join(services) or 'another firewall'} drops forwarded packets in {', '.join(dropping)}",
+            "sandboxes may not reach the internet until it accepts forwarding from and to the links sl*",
+        )
+    return ok("firewalls", f"nothing drops forwarded packets{' beside ' + ', '.join(services) if services else ''}")
+
+
+def port_checks(config: LauncherConfig) -> Iterator[Finding]:
+    up = lock.holder(config.lock_path) is not None
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((config.api_host, config.api_port))
+        except OSError as error:
+            yield port(config.api_host, config.api_port, error.strerror or str(error), ours=up)
+        else:
+            yield port(config.api_host, config.api_port, None, ours=up)
+
+
+def port(host: str, number: int, refusal: str | None, *, ours: bool) -> Finding:
+    if refusal is None:
+        return ok("port", f"{host}:{number} is free")
+    if ours:
+        return ok("port", f"{host}:{number} is used by this instance, which is up")
+    return fail("port", f"{host}:{number}: {refusal}", "end what uses it, or set SANDLOT_API_PORT")

@@ -1,0 +1,1 @@
+"""One box: starts api and node, keeps them up, ends them."""

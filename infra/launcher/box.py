@@ -1,0 +1,187 @@
+"""The life of one box: prepare, start, wait until it serves, stay, end."""
+
+import asyncio
+import compileall
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from infra import residue
+from infra.config import LauncherConfig
+from infra.launcher import account, lock, programs
+from infra.launcher.account import LauncherError
+from infra.launcher.endings import end_all
+from infra.launcher.supervisor import Program, Reaper, Supervised
+from infra.setup.places import REPOSITORY, base_image_path, guest_path
+
+_READY_SECONDS: Final = 120
+_ASK_SECONDS: Final = 0.1
+_DEATHS_AT_START: Final = 3
+_LEAVE_SECONDS: Final = 200.0
+_LOG_LINES: Final = 20
+
+
+def say(text: str) -> None:
+    print(f"sandlotd: {text}", flush=True)
+
+
+def prepare(config: LauncherConfig) -> None:
+    """Bring the machine to the point where the programs can start. LauncherError says what is missing."""
+    account.require_root()
+    for path in (config.runsc_path, guest_path(config.cache_dir), base_image_path(config.cache_dir)):
+        if not path.exists():
+            raise LauncherError(f"{path} is missing", "make setup")
+    account.ensure_directories(config, account.ensure_account(config.api_user))
+    # The api's user cannot write beside the sources; compiled now, it starts sooner every time.
+    for package in ("api", "sandboxd", "netpolicy"):
+        compileall.compile_dir(REPOSITORY / package, quiet=2)
+
+
+def up(config: LauncherConfig, env: Mapping[str, str], *, stop_sandboxes: bool) -> None:
+    """Run the platform in the foreground until SIGINT or SIGTERM."""
+    account.require_root()
+    config.run_dir.mkdir(parents=True, exist_ok=True)
+    with lock.hold(config.lock_path, config.instance):
+        prepare(config)
+        # A later start must not take the last one's word for where the api listens.
+        config.url_path.unlink(missing_ok=True)
+        asyncio.run(_live(config, env, stop_sandboxes=stop_sandboxes))
+        if stop_sandboxes:
+            _teardown(config, env)
+
+
+def down(config: LauncherConfig, env: Mapping[str, str]) -> None:
+    """End the sandboxes, the programs, and what the node made in the kernel. LauncherError: something would not go."""
+    account.require_root()
+    if lock.holder(config.lock_path) is not None:
+        asyncio.run(_end_through_running_node(config))
+        say("stopping the programs")
+        if not lock.end_holder(config.lock_path, patience_seconds=_LEAVE_SECONDS):
+            raise LauncherError("the running launcher does not end", "kill it by its pid, then run this again")
+    config.run_dir.mkdir(parents=True, exist_ok=True)
+    with lock.hold(config.lock_path, config.instance):
+        if any(left.kind == "process" for left in _residue(config)):
+            prepare(config)
+            asyncio.run(_end_through_own_node(config, env))
+        _teardown(config, env)
+    say("everything is down")
+
+
+async def _live(config: LauncherConfig, env: Mapping[str, str], *, stop_sandboxes: bool) -> None:
+    asked_to_end = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, asked_to_end.set)
+    node, api = await _started([programs.node(config, env), programs.api(config, env)])
+    async with asyncio.TaskGroup() as group:
+        for supervised in (node, api):
+            group.create_task(supervised.keep())
+        try:
+            if await _serving([node, api], asked_to_end):
+                print(welcome(config.url_path.read_text().strip(), config.key_path.read_text().strip()), flush=True)
+                await asked_to_end.wait()
+            if stop_sandboxes:
+                await _end_sandboxes(config)
+        finally:
+            say("stopping the programs" if stop_sandboxes else "stopping the programs; sandboxes keep running")
+            await api.stop()
+            await node.stop()
+    if not stop_sandboxes:
+        say("'sandlotd up' takes the sandboxes up again, 'sandlotd down' ends them")
+
+
+async def _started(chosen: Sequence[Program]) -> list[Supervised]:
+    reaper = Reaper()
+    reaper.open()
+    return [Supervised(program=program, reaper=reaper, say=say) for program in chosen]
+
+
+async def _serving(chosen: Sequence[Supervised], asked_to_end: asyncio.Event) -> bool:
+    """Wait until all programs answer; False when the end was asked for first."""
+    started = asyncio.get_running_loop().time()
+    try:
+        async with asyncio.timeout(_READY_SECONDS):
+            for supervised in chosen:
+                while not await supervised.program.ready():
+                    if asked_to_end.is_set():
+                        return False
+                    if supervised.deaths >= _DEATHS_AT_START:
+                        raise _not_ready(supervised.program, "does not start")
+                    await asyncio.sleep(_ASK_SECONDS)
+                passed = asyncio.get_running_loop().time() - started
+                say(f"{supervised.program.name} is ready after {passed:.1f} s")
+    except TimeoutError:
+        raise _not_ready(chosen[-1].program, f"is not ready after {_READY_SECONDS} s") from None
+    return True
+
+
+def _not_ready(program: Program, what: str) -> LauncherError:
+    lines = program.log.read_text(errors="replace").splitlines()[-_LOG_LINES:] if program.log.exists() else []
+    return LauncherError(
+        "\n    ".join([f"{program.name} {what}; the end of {program.log}:", *lines]),
+        "the last lines name the cause; 'sandlotd doctor' checks the machine",
+    )
+
+
+def welcome(url: str, key: str) -> str:
+    """Return what is printed once the box serves, with a command to paste."""
+    command = (
+        f"curl -s {url}/v1/run -H 'Authorization: Bearer {key}' -H 'Content-Type: application/json' "
+        """-d '{"command": {"shell": "echo hello from $(uname -s), user $(whoami)"}}'"""
+    )
+    return (
+        f"\n  URL   {url}\n  key   {key}\n"
+        f"\n  export SANDLOT_URL={shlex.quote(url)} SANDLOT_API_KEY={shlex.quote(key)}\n"
+        f"\n  {command}\n\n  Ctrl-C stops the programs and leaves sandboxes running; 'sandlotd down' ends everything.\n"
+    )
+
+
+async def _end_through_running_node(config: LauncherConfig) -> None:
+    try:
+        await _end_sandboxes(config)
+    except OSError as error:
+        say(f"the running node does not answer ({error}); its sandboxes are ended without it")
+
+
+async def _end_through_own_node(config: LauncherConfig, env: Mapping[str, str]) -> None:
+    """Start a node only to have it end what it adopts."""
+    (node,) = await _started([programs.node(config, env)])
+    async with asyncio.TaskGroup() as group:
+        group.create_task(node.keep())
+        try:
+            await _serving([node], asyncio.Event())
+            await _end_sandboxes(config)
+        except (LauncherError, OSError) as error:
+            say(f"the node could not end its sandboxes ({error}); they are ended without it")
+        finally:
+            await node.stop()
+
+
+async def _end_sandboxes(config: LauncherConfig) -> None:
+    if not await end_all(config.node_socket, say):
+        say("some sandboxes would not end by themselves; they are ended without the node")
+
+
+def _teardown(config: LauncherConfig, env: Mapping[str, str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "infra.launcher.teardown"],
+        env=programs.environment(env, config, home="/root"),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    for socket in (config.node_socket, config.api_socket):
+        socket.unlink(missing_ok=True)
+    left = sorted(str(item) for item in _residue(config))
+    if done.returncode != 0 or left:
+        words = done.stderr.strip().splitlines()[-1:] + left
+        raise LauncherError("\n    ".join(["not everything could be removed:", *words]), "run 'sandlotd doctor'")
+
+
+def _residue(config: LauncherConfig) -> set[residue.Residue]:
+    return residue.find(config.instance, [Path(config.run_dir), Path(config.data_dir / "upper")])

@@ -1,0 +1,34 @@
+"""Images from the command line: the node's own store, opened beside a running node."""
+
+from pathlib import Path
+
+from sandboxd.images.store import ImageStore
+
+from infra.config import LauncherConfig
+from infra.launcher.account import LauncherError
+from sandboxd.contract.messages import NodeImage
+from sandboxd.images.base import ImageConfig
+
+
+async def import_image(
+    config: LauncherConfig, source: Path, name: str, *, user: str | None, cwd: str | None, env: list[str]
+) -> NodeImage:
+    """Make an image of a directory or tar file under `name`. LauncherError when `env` is malformed."""
+    store = ImageStore(config.images_dir)
+    await store.open()
+    return await store.import_path(source, [name], ImageConfig(env=environment(env), user=user, cwd=cwd))
+
+
+async def list_images(config: LauncherConfig) -> list[NodeImage]:
+    store = ImageStore(config.images_dir)
+    await store.open()
+    return store.held()
+
+
+def environment(pairs: list[str]) -> dict[str, str]:
+    """Read NAME=value pairs."""
+    split = [pair.partition("=") for pair in pairs]
+    for name, equals, _ in split:
+        if not name or not equals:
+            raise LauncherError(f"'{name}' is not NAME=value", "write --env NAME=value")
+    return {name: value for name, _, value in split}

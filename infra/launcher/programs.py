@@ -1,0 +1,75 @@
+"""The programs of one box: how each is started, and how it says that it can serve."""
+
+import sys
+from collections.abc import Mapping
+
+import aiohttp
+
+from infra.config import LauncherConfig
+from infra.launcher.supervisor import Program
+
+_ANSWER_SECONDS = 2.0
+
+
+def node(config: LauncherConfig, env: Mapping[str, str]) -> Program:
+    """The node agent: root, because it makes namespaces, cgroups and sandboxes."""
+
+    async def ready() -> bool:
+        return await _answers("http://node/node/v1/report", aiohttp.UnixConnector(str(config.node_socket)))
+
+    return Program(
+        name="node",
+        argv=(*_child(), "--", sys.executable, "-m", "sandboxd"),
+        env=environment(env, config, home="/root"),
+        log=config.logs_dir / "node.log",
+        ready=ready,
+        stop_seconds=60,
+    )
+
+
+def api(config: LauncherConfig, env: Mapping[str, str]) -> Program:
+    """The control plane: the unprivileged system user."""
+
+    async def ready() -> bool:
+        try:
+            url = config.url_path.read_text().strip()
+        except FileNotFoundError:
+            return False
+        return await _answers(f"{url}/readyz", None)
+
+    return Program(
+        name="api",
+        argv=(*_child(), "--user", config.api_user, "--", sys.executable, "-m", "api"),
+        env=environment(env, config, home=str(config.api_data_dir)),
+        log=config.logs_dir / "api.log",
+        ready=ready,
+    )
+
+
+def _child() -> tuple[str, ...]:
+    return (sys.executable, "-m", "infra.launcher.child")
+
+
+def environment(env: Mapping[str, str], config: LauncherConfig, *, home: str) -> dict[str, str]:
+    """Return what a program sees: its settings and what finding system programs needs, nothing else of the caller's."""
+    kept = {name: value for name, value in env.items() if name.startswith("SANDLOT_") or name in {"TZ", "TERM"}}
+    return kept | {
+        "HOME": home,
+        "LANG": "C.UTF-8",
+        "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "PYTHONSAFEPATH": "1",
+        "PYTHONUNBUFFERED": "1",
+        "SANDLOT_INSTANCE": config.instance,
+        "SANDLOT_DATA_DIR": str(config.data_dir),
+        "SANDLOT_RUN_DIR": str(config.run_dir),
+        "SANDLOT_CACHE_DIR": str(config.cache_dir),
+    }
+
+
+async def _answers(url: str, connector: aiohttp.BaseConnector | None) -> bool:
+    timeout = aiohttp.ClientTimeout(total=_ANSWER_SECONDS)
+    try:
+        async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session, session.get(url) as answer:
+            return answer.status == 200
+    except (aiohttp.ClientError, TimeoutError, OSError):
+        return False

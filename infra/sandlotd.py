@@ -1,0 +1,128 @@
+"""The command `sandlotd`: one box up and down, its programs alone, its images, its health."""
+
+import asyncio
+import json
+import os
+import sys
+from importlib.metadata import version as package_version
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from pydantic import ValidationError
+
+from infra.config import LauncherConfig
+from infra.doctor import report
+from infra.launcher import account, box, programs
+from infra.launcher.account import LauncherError
+from infra.launcher.images import import_image, list_images
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Sandlot on this machine.")
+images = typer.Typer(no_args_is_help=True, help="Images of this node.")
+app.add_typer(images, name="image")
+
+
+@app.command()
+def up(
+    stop_sandboxes: Annotated[bool, typer.Option(help="End the sandboxes too when stopped.")] = False,
+) -> None:
+    """Start everything in the foreground; Ctrl-C stops the programs."""
+    box.up(LauncherConfig(), os.environ, stop_sandboxes=stop_sandboxes)
+
+
+@app.command()
+def down() -> None:
+    """Stop everything: sandboxes, programs, network."""
+    box.down(LauncherConfig(), os.environ)
+
+
+@app.command()
+def node() -> None:
+    """Run the node agent alone, in the foreground (for a service manager)."""
+    config = LauncherConfig()
+    box.prepare(config)
+    _become(programs.node(config, os.environ).argv, config, home="/root")
+
+
+@app.command()
+def api() -> None:
+    """Run the api alone, in the foreground; as root it gives root up first."""
+    config = LauncherConfig()
+    if os.geteuid() == 0:
+        account.ensure_directories(config, account.ensure_account(config.api_user))
+        _become(programs.api(config, os.environ).argv, config, home=str(config.api_data_dir))
+    _become((sys.executable, "-m", "api"), config, home=str(config.api_data_dir))
+
+
+@app.command()
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+) -> None:
+    """Check this machine, one line a check; status 1 when something must be fixed."""
+    raise typer.Exit(report(LauncherConfig(), as_json=as_json))
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    print(package_version("sandlot-server"))
+
+
+@images.command("import")
+def image_import(
+    source: Annotated[Path, typer.Argument(help="A directory or tar file with a root file system.", exists=True)],
+    name: Annotated[str, typer.Argument(help="The name sandboxes ask for.")],
+    user: Annotated[str | None, typer.Option(help="Default user: a name or uid[:gid].")] = None,
+    cwd: Annotated[str | None, typer.Option(help="Default working directory.")] = None,
+    env: Annotated[list[str] | None, typer.Option(help="NAME=value, repeatable.")] = None,
+) -> None:
+    """Make an image of a root file system; the node knows it at once."""
+    config = LauncherConfig()
+    account.require_root()
+    account.ensure_directories(config, account.ensure_account(config.api_user))
+    image = asyncio.run(import_image(config, source, name, user=user, cwd=cwd, env=env or []))
+    print(f"{image.id}  {name}  {image.size_bytes >> 20} MiB")
+
+
+@images.command("ls")
+def image_ls(
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+) -> None:
+    """List the images of this node."""
+    for image in asyncio.run(list_images(LauncherConfig())):
+        if as_json:
+            print(json.dumps(image.model_dump(mode="json")))
+        else:
+            print(f"{image.id}  {','.join(image.names) or '-'}  {image.size_bytes >> 20} MiB  {image.digest}")
+
+
+def _become(argv: tuple[str, ...], config: LauncherConfig, *, home: str) -> None:
+    os.execve(argv[0], argv, programs.environment(os.environ, config, home=home))  # noqa: S606 - our own list
+
+
+def main() -> None:
+    """Run the command; an expected failure is a message with its fix and status 1."""
+    try:
+        app()
+    except LauncherError as error:
+        _fail(error.what, error.fix)
+    except BaseExceptionGroup as group:
+        expected, other = group.split(LauncherError)
+        if expected is None or other is not None:
+            raise
+        first = expected.exceptions[0]
+        while isinstance(first, BaseExceptionGroup):
+            first = first.exceptions[0]
+        _fail(first.what, first.fix)
+    except ValidationError as error:
+        names = ", ".join(f"SANDLOT_{str(row['loc'][0]).upper()}: {row['msg']}" for row in error.errors())
+        _fail(f"settings are not valid: {names}", "correct these environment variables")
+
+
+def _fail(what: str, fix: str) -> None:
+    print(f"sandlotd: FAILED: {what}\n  fix: {fix}", file=sys.stderr, flush=True)
+    sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
