@@ -60,7 +60,7 @@ class NodeConfig(BaseSettings):
     resolvers: tuple[str, ...] = ("1.1.1.1", "8.8.8.8")
     """What an `open` sandbox asks for names; a public address, because no private one is reachable."""
 
-    drain_seconds: float = Field(default=2, ge=0)
+    stop_drain_seconds: float = Field(default=2, ge=0)
     """After its processes ended, how long a stop waits for open streams to read their last bytes."""
     backstop_margin_seconds: float = Field(default=60, ge=1)
     """How much later than the node the guest ends itself."""

@@ -53,7 +53,7 @@ def a_record(**changes: object) -> Record:
 
 
 def a_full_record() -> Record:
-    record = a_record(
+    record = a_record(  # noqa: S604 - `shell` is a field of the record
         phase=Phase.ENDED,
         slot_index=7,
         incarnation=Incarnation(
@@ -62,7 +62,7 @@ def a_full_record() -> Record:
         address="100.64.0.3",
         user="user",
         cwd="/home/user",
-        shell="/bin/bash",  # noqa: S604 - a field, not a call of a shell
+        shell="/bin/bash",
         started_at=datetime(2026, 11, 22, 10, 59, 1, 123000, tzinfo=UTC),
         wall_deadline=1234.5,
         last_active=1000.25,

@@ -1,0 +1,63 @@
+"""The root file system: a lease on the image and a directory for what the sandbox writes."""
+
+import asyncio
+import shutil
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from sandboxd.hooks.base import FailPoints, Parts
+from sandboxd.images.base import ImageDamagedError, ImageMissingError, Images
+
+_log = structlog.get_logger(__name__)
+
+
+class RootfsHook:
+    """Keeps the image's file in place and the upper directory for this sandbox alone."""
+
+    name = "rootfs"
+    steps = ("rootfs.lease", "rootfs.upper", "rootfs.prepared", "rootfs.remove", "rootfs.unlease", "rootfs.removed")
+    safe_after: Final = frozenset({"launch"})
+
+    def __init__(self, images: Images, upper_dir: Path, points: FailPoints) -> None:
+        self._images = images
+        self._upper_dir = upper_dir
+        self._points = points
+
+    async def prepare(self, parts: Parts) -> None:
+        await self._points.reach("rootfs.lease")
+        parts.image = await parts.leases.enter_async_context(self._images.lease(parts.spec.image.id))
+        await self._points.reach("rootfs.upper")
+        self.upper(parts.sandbox_id).mkdir(mode=0o700, parents=True, exist_ok=True)
+        await self._points.reach("rootfs.prepared")
+
+    async def recover(self, parts: Parts) -> None:
+        try:
+            parts.image = await parts.leases.enter_async_context(self._images.lease(parts.spec.image.id))
+        except (ImageMissingError, ImageDamagedError) as error:
+            # The sentry holds the file open: the sandbox goes on without the lease.
+            _log.warning("image of a live sandbox cannot be leased", sandbox_id=parts.sandbox_id, error=str(error))
+
+    async def cleanup(self, parts: Parts) -> None:
+        await self._points.reach("rootfs.remove")
+        upper = self.upper(parts.sandbox_id)
+        if upper.exists():
+            await asyncio.to_thread(_remove_tree, upper)
+        await self._points.reach("rootfs.unlease")
+        await parts.leases.aclose()
+        parts.image = None
+        await self._points.reach("rootfs.removed")
+
+    def upper(self, sandbox_id: str) -> Path:
+        """Return the directory for what a sandbox writes."""
+        return self._upper_dir / sandbox_id
+
+
+def _remove_tree(path: Path) -> None:
+    """Remove a directory; one that vanishes meanwhile is as good as removed."""
+    try:
+        shutil.rmtree(path)
+    except FileNotFoundError:
+        if path.exists():
+            shutil.rmtree(path)

@@ -1,0 +1,37 @@
+"""The slot: a network of the sandbox's own, with egress blocked."""
+
+from typing import Final
+
+from sandboxd.hooks.base import FailPoints, Parts
+from sandboxd.network.base import Network, NetworkError
+
+
+class SlotHook:
+    """Holds a slot while the sandbox lives."""
+
+    name = "slot"
+    steps = ("slot.acquire", "slot.acquired", "slot.release", "slot.released")
+    # A slot that is handed on while a sentry still sits in it would put two sandboxes on one link.
+    safe_after: Final = frozenset({"launch"})
+
+    def __init__(self, network: Network, points: FailPoints) -> None:
+        self._network = network
+        self._points = points
+
+    async def prepare(self, parts: Parts) -> None:
+        await self._points.reach("slot.acquire")
+        slot = await self._network.acquire(parts.sandbox_id)
+        parts.slot, parts.slot_index = slot, slot.index
+        await self._points.reach("slot.acquired")
+
+    async def recover(self, parts: Parts) -> None:
+        if parts.slot_index is None:
+            raise NetworkError("the ledger names no slot")
+        parts.slot = await self._network.adopt(parts.sandbox_id, parts.slot_index)
+
+    async def cleanup(self, parts: Parts) -> None:
+        await self._points.reach("slot.release")
+        if parts.slot_index is not None:
+            await self._network.release(parts.sandbox_id, parts.slot_index)
+        parts.slot = None
+        await self._points.reach("slot.released")

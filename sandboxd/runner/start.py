@@ -1,0 +1,76 @@
+"""The start: hooks in order, within the deadline, until the guest has acknowledged who it is."""
+
+import asyncio
+
+from sandboxd.contract.problems import ProblemError
+from sandboxd.contract.reasons import SandboxReason
+from sandboxd.contract.states import SandboxState
+from sandboxd.ledger.base import Phase
+from sandboxd.runner.evidence import start_problem
+from sandboxd.runner.life import Cause, Life
+from sandboxd.runner.tools import Tools
+
+
+async def start(life: Life, tools: Tools, line: asyncio.Semaphore, deadline_seconds: float) -> Cause | None:
+    """Bring it to `running`; or say what its end begins with, leaving the undoing to the caller.
+
+    Cut off by the deadline, and when its end begins. `line` bounds how many start at once.
+    """
+    loop = asyncio.get_running_loop()
+    scope = asyncio.timeout(deadline_seconds)
+    try:
+        async with scope:
+            life.cut = lambda: scope.reschedule(loop.time())
+            if life.cause is not None:
+                life.cut()
+            await tools.ledger.put(life.record)
+            async with line:
+                await _prepare(life, tools)
+    except Exception as error:  # noqa: BLE001 - whatever fails, the start is undone and answered
+        return _cause(life, error, deadline_seconds, expired=scope.expired())
+    finally:
+        life.cut = None
+    # From here on it is a running sandbox, also if its end was asked for while the last write was under way.
+    life.move(SandboxState.RUNNING)
+    life.settled.set()
+    tools.changed(life.id)
+    return None
+
+
+async def _prepare(life: Life, tools: Tools) -> None:
+    for hook in tools.hooks:
+        await hook.prepare(life.parts)
+        if life.absorb():
+            tools.ledger.put_soon(life.record)
+    now = tools.clock.boottime()
+    life.activity.happened(now)
+    init = life.parts.init
+    life.write(
+        phase=Phase.RUNNING,
+        started_at=tools.clock.now(),
+        wall_deadline=life.parts.wall_deadline,
+        last_active=now,
+        user=init.user if init else None,
+        cwd=init.cwd if init else None,
+        shell=init.shell if init else None,
+    )
+    await tools.points.reach("start.acknowledge")
+    await tools.ledger.put(life.record)
+    await tools.points.reach("start.acknowledged")
+
+
+def _cause(life: Life, error: Exception, deadline_seconds: float, *, expired: bool) -> Cause:
+    life.write(phase=Phase.ADMITTED)  # whatever was on its way into the ledger: it never ran
+    if not expired:
+        life.start_problem = start_problem(error, life)
+        return Cause(error=error, message=life.start_problem.detail)
+    if life.cause is not None:
+        return life.cause
+    life.start_problem = ProblemError(
+        "deadline_exceeded",
+        f"Sandbox {life.id} was not running within {deadline_seconds:g} seconds; everything of it was undone.",
+        hint="Create it again, or allow it more time.",
+        reason=SandboxReason.START_FAILED,
+        sandbox_id=life.id,
+    )
+    return Cause(error=error, message=f"It was not running within {deadline_seconds:g} seconds.")

@@ -1,0 +1,27 @@
+"""What every runner of a node works with."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sandboxd.clock import Clock
+from sandboxd.hooks.base import FailPoints, Hook
+from sandboxd.ledger.base import Ledger
+from sandboxd.runtime.base import Runtime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tools:
+    """The node's own parts, shared by all runners."""
+
+    runtime: Runtime
+    hooks: tuple[Hook, ...]
+    """In the order of `prepare`."""
+    ledger: Ledger
+    clock: Clock
+    points: FailPoints
+    changed: Callable[[str], None]
+    """Told the id of a sandbox whose report has changed."""
+    disk_full: Callable[[], bool]
+    """Tells whether the file system of the upper directories has no space left."""
+    drain_seconds: float
+    backstop_margin_seconds: float
