@@ -1,11 +1,15 @@
 """The runtime seam: verbs over OCI bundles, with one suite for every implementation."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from sandboxd.contract.messages import Resources
 from sandboxd.guest_client.base import Guest
+
+GuestFactory = Callable[[str, str], Guest]
+"""Makes the client of the guest at an address, with its token."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +94,18 @@ class Runtime(Protocol):
 
     `create` and `start` are not idempotent; `kill` and `remove` are. None of them needs another to have succeeded.
     """
+
+    async def open(self) -> None:
+        """Make ready: ends every command that an earlier node agent left at work. Sandboxes live on."""
+        ...
+
+    async def close(self) -> None:
+        """Let go. Sandboxes live on; waiters are left waiting."""
+        ...
+
+    async def clear(self) -> None:
+        """Undo `open`, at the node's own end, when no sandbox is left."""
+        ...
 
     async def version(self) -> RuntimeVersion:
         """Ask the runtime what it is; RuntimeFailedError if it is missing or too old."""
