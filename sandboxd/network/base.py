@@ -18,7 +18,9 @@ class Slot:
     interface: str
     """The host-side end, in the router namespace."""
     address: str
+    """The sandbox's own end, where its guest listens."""
     peer: str
+    """The router's end: the sandbox's gateway, and where the node's calls seem to come from."""
     mtu: int
 
 
@@ -51,6 +53,14 @@ class Network(Protocol):
 
     def open_socket(self) -> socket.socket:
         """Return a fresh non-blocking TCP socket born in the router namespace. Does not block."""
+        ...
+
+    async def repair(self) -> None:
+        """Put back what others have flushed or changed on the host's side. Cheap; to be called every some seconds."""
+        ...
+
+    async def problems(self) -> list[str]:
+        """Say what keeps sandboxes from reaching what they may, each with what to do about it."""
         ...
 
     async def stop(self, *, keep: bool) -> None:

@@ -1,0 +1,271 @@
+"""The network on a Linux kernel: one router namespace, its slots, its uplink to the host.
+
+Three threads act for it, each in a namespace: the router's makes and cleans slots, `births` there makes sockets and
+changes the table in microseconds, the host's keeps the host's side. The event loop's thread only takes and gives.
+"""
+
+import asyncio
+import contextlib
+import queue
+import socket
+from concurrent.futures import Future
+from functools import partial
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+
+import structlog
+
+from netpolicy.compile import Change, policy_change
+from netpolicy.firewall import Firewall
+from netpolicy.policy import Mode, Policy
+from sandboxd.contract.messages import EgressSpec
+from sandboxd.network.base import NetworkError, Slot
+from sandboxd.network.failures import refusals
+from sandboxd.network.host import HostSide
+from sandboxd.network.links import Links
+from sandboxd.network.netns import NamespaceThread, Urgency, inside, is_pin, pin_here, unpin
+from sandboxd.network.router import Router, remove_all
+from sandboxd.network.slots import SlotPlan
+
+SANDBOX_RANGE = IPv4Network("10.231.0.0/16")
+UPLINK_RANGE = IPv4Network("10.230.0.0/16")
+
+_SOCKETS_READY = 64
+_KEPT_PER_POOLED = 8
+"""How many used slots are kept for each one that the pool aims at."""
+
+_log = structlog.get_logger(__name__)
+
+
+class KernelNetwork:
+    """`Network` by namespaces, veths and nftables. Needs CAP_SYS_ADMIN and CAP_NET_ADMIN.
+
+    Slots' addresses are seen by nobody outside the router namespace, so instances may share `sandbox_range`; each
+    picks a free /31 of `uplink_range`. `host_netns` stands for the host where the program's own namespace does not.
+    """
+
+    def __init__(
+        self,
+        *,
+        instance: str,
+        netns_dir: Path,
+        sandbox_range: IPv4Network = SANDBOX_RANGE,
+        uplink_range: IPv4Network = UPLINK_RANGE,
+        pool_size: int = 8,
+        host_netns: Path | None = None,
+    ) -> None:
+        if sandbox_range.overlaps(uplink_range):
+            raise NetworkError(f"the ranges {sandbox_range} and {uplink_range} overlap")
+        self._netns_dir = netns_dir
+        self._router_pin = netns_dir / "router"
+        self._sandbox_range = sandbox_range
+        self._pool_size = pool_size
+        self._host_netns = host_netns
+        self._host = HostSide(instance=instance, uplink_range=uplink_range, router_pin=self._router_pin)
+        self._firewall = Firewall()
+        self._router: Router | None = None
+        self._threads: dict[str, NamespaceThread] = {}
+        self._held: dict[str, Slot] = {}
+        self._sockets: queue.SimpleQueue[socket.socket] = queue.SimpleQueue()
+        self._refill: Future[None] | None = None
+        self._node_addresses: frozenset[IPv4Address] = frozenset()
+
+    async def start(self, in_use: dict[str, int]) -> None:
+        try:
+            await self._start(in_use)
+        except BaseException:
+            await self._let_go()
+            raise
+
+    async def acquire(self, sandbox_id: str) -> Slot:
+        router = self._running()
+        while sandbox_id not in self._held:
+            with contextlib.suppress(IndexError):
+                self._held[sandbox_id] = router.ready.popleft()
+                break
+            # What is made goes to the ready ones first: a caller that is cancelled here loses nothing.
+            await self._thread("router").run(router.make_ready)
+        self._refill_pool()
+        return self._held[sandbox_id]
+
+    async def adopt(self, sandbox_id: str, index: int) -> Slot:
+        router = self._running()
+        held = self._held.get(sandbox_id)
+        if held is None or held.index != index:
+            raise NetworkError(f"slot {index} of {sandbox_id} does not exist")
+        slot = await self._thread("router").run(partial(router.check, index))
+        self._held[sandbox_id] = slot
+        return slot
+
+    async def apply_egress(self, slot: Slot, egress: EgressSpec) -> None:
+        policy = Policy(Mode(egress.mode))
+        await self._thread("births").run(partial(self._apply_policy, slot, policy))
+
+    async def release(self, sandbox_id: str, index: int) -> None:
+        router = self._running()
+        slot = self._held.get(sandbox_id)
+        if slot is None or slot.index != index:
+            return
+        blocked = True
+        try:
+            await self._thread("births").run(partial(self._apply_policy, slot, Policy(Mode.BLOCKED)))
+        except NetworkError as error:
+            # Its link is removed instead, which blocks it better.
+            blocked = False
+            _log.warning("slot_not_blocked", slot=index, error=str(error))
+        keep = blocked and len(router.ready) < self._pool_size * _KEPT_PER_POOLED
+        # Removing a link takes the kernel some tens of milliseconds: nobody who waits for a slot waits for that.
+        urgency = Urgency.CALLER_WAITS if keep else Urgency.BACKGROUND
+        await self._thread("router").run(partial(self._give_back, router, sandbox_id, slot, keep=keep), urgency)
+
+    def open_socket(self) -> socket.socket:
+        births = self._thread("births")
+        births.submit(self._bear_socket)
+        try:
+            return self._sockets.get_nowait()
+        except queue.Empty:
+            # More were asked for at once than are kept: making one takes some ten microseconds.
+            return self._sockets.get(timeout=5)
+
+    async def repair(self) -> None:
+        """Also fills the pool again where that has failed."""
+        router = self._running()
+        await self._thread("host").run(self._host.repair)
+        addresses = await self._thread("host").run(self._host.addresses)
+        if addresses != self._node_addresses:
+            await self._thread("router").run(partial(router.set_node_addresses, self._node_addresses, addresses))
+            self._node_addresses = addresses
+        self._refill_pool()
+
+    async def problems(self) -> list[str]:
+        return await self._thread("host").run(self._host.problems)
+
+    async def stop(self, *, keep: bool) -> None:
+        await self._let_go()
+        if not keep:
+            remover = NamespaceThread("sandlot-net-remove", self._host_netns)
+            await asyncio.to_thread(remover.start)
+            try:
+                await remover.run(self._remove_everything)
+            finally:
+                await asyncio.to_thread(remover.close)
+
+    async def _start(self, in_use: dict[str, int]) -> None:
+        if self._threads:
+            raise NetworkError("the network is started already")
+        self._netns_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        host = await self._start_thread("host", self._host_netns)
+        await host.run(self._ensure_router)
+        births = await self._start_thread("births", self._router_pin)
+        thread = await self._start_thread("router", self._router_pin)
+        opened = await births.run(self._open_interfaces)
+        addresses = await host.run(self._host.addresses)
+        plan = SlotPlan(self._netns_dir, self._sandbox_range, await host.run(self._host.mtu))
+        router = await thread.run(lambda: Router(plan, lambda change: births.call(partial(self._apply, change))))
+        self._router = router
+        existing = await thread.run(partial(router.set_up, set(in_use.values()), opened, addresses))
+        self._node_addresses = addresses
+        # The table stands before the way out does.
+        await host.run(self._host.set_up)
+        self._node_addresses = await host.run(self._host.addresses)
+        await thread.run(partial(router.set_node_addresses, addresses, self._node_addresses))
+        self._held = {owner: plan.slot(index) for owner, index in in_use.items() if index in existing}
+        for _ in range(_SOCKETS_READY):
+            births.submit(self._bear_socket)
+        self._refill_pool()
+
+    async def _start_thread(self, name: str, pin: Path | None) -> NamespaceThread:
+        thread = NamespaceThread(f"sandlot-net-{name}", pin)
+        await asyncio.to_thread(thread.start)
+        self._threads[name] = thread
+        return thread
+
+    def _thread(self, name: str) -> NamespaceThread:
+        thread = self._threads.get(name)
+        if thread is None:
+            raise NetworkError("the network is not started")
+        return thread
+
+    def _running(self) -> Router:
+        if self._router is None:
+            raise NetworkError("the network is not started")
+        return self._router
+
+    async def _let_go(self) -> None:
+        """End the threads and close what they had; the kernel keeps the rest."""
+        threads, self._threads = self._threads, {}
+        for name in ("router", "births", "host"):
+            if name in threads:
+                await asyncio.to_thread(threads[name].close)
+        if self._router is not None:
+            self._router.close()
+            self._router = None
+        self._firewall.close()
+        self._host.close()
+        self._held = {}
+        while True:
+            try:
+                self._sockets.get_nowait().close()
+            except queue.Empty:
+                break
+
+    def _refill_pool(self) -> None:
+        """Make slots in the background until there are enough, one after the other."""
+        router = self._running()
+        if len(router.ready) < self._pool_size and (self._refill is None or self._refill.done()):
+            self._refill = self._thread("router").submit(partial(self._refill_one, router), Urgency.BACKGROUND)
+
+    # What follows runs in the threads.
+
+    def _refill_one(self, router: Router) -> None:
+        if len(router.ready) >= self._pool_size:
+            return
+        try:
+            router.make_ready()
+        except NetworkError as error:
+            # The next acquire or repair tries again, and acquire tells its caller.
+            _log.warning("slot_pool_not_filled", error=str(error))
+            return
+        with contextlib.suppress(NetworkError):
+            self._refill = self._thread("router").submit(partial(self._refill_one, router), Urgency.BACKGROUND)
+
+    def _give_back(self, router: Router, sandbox_id: str, slot: Slot, *, keep: bool) -> None:
+        # Asked twice for one sandbox, the second finds it done.
+        if self._held.get(sandbox_id) is not slot:
+            return
+        router.give_back(slot, keep=keep)
+        self._held.pop(sandbox_id, None)
+
+    def _apply_policy(self, slot: Slot, policy: Policy) -> None:
+        self._apply(policy_change(slot.interface, policy))
+        if policy.mode is Mode.BLOCKED:
+            with refusals(f"slot {slot.index}'s connections cannot be ended"):
+                self._firewall.forget_connections(slot.index)
+
+    def _apply(self, change: Change) -> None:
+        with refusals("the router's table cannot be changed"):
+            self._firewall.apply(change)
+
+    def _open_interfaces(self) -> set[str]:
+        with refusals("the router's table cannot be read"):
+            return self._firewall.open_interfaces()
+
+    def _bear_socket(self) -> None:
+        born = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+        self._sockets.put(born)
+
+    def _ensure_router(self) -> None:
+        if not is_pin(self._router_pin):
+            with inside(None):
+                pin_here(self._router_pin)
+
+    def _remove_everything(self) -> None:
+        self._host.remove()
+        if is_pin(self._router_pin):
+            with inside(self._router_pin), Links() as links:
+                remove_all(self._netns_dir, links)
+        else:
+            with inside(None), Links() as links:
+                remove_all(self._netns_dir, links)
+        unpin(self._router_pin)
+        self._host.close()
