@@ -1,0 +1,99 @@
+"""One request of the API as data: what it is, whether it may be repeated, how long it may be silent."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import httpx
+
+from sandlot.errors import ApiError, ProtocolError, from_foreign, from_problem
+from sandlot.models import as_object
+
+KEEPALIVE_SECONDS: Final = 15
+SILENCE_SECONDS: Final = 3.0 * KEEPALIVE_SECONDS
+"""The server says something at least every 15 s on a connection it is at work on; three missed ones are a break."""
+CONNECT_SECONDS: Final = 10.0
+_EXCERPT_CHARACTERS: Final = 200
+
+
+@dataclass(frozen=True)
+class Request:
+    """A call. Everything a retry needs to send the very same one again."""
+
+    method: str
+    path: str
+    query: Mapping[str, str | int | float | bool | list[str]] = field(default_factory=dict[str, Any])
+    body: Any = None
+    """Sent as JSON unless None."""
+    content: bytes | None = None
+    """Sent raw."""
+    accept: str = "application/json"
+    idempotency_key: str | None = None
+    repeatable: bool = True
+    """Sending it twice has the effect of sending it once."""
+    silence_seconds: float = SILENCE_SECONDS
+
+    def headers(self) -> dict[str, str]:
+        headers = {"Accept": self.accept}
+        if self.idempotency_key is not None:
+            headers["Idempotency-Key"] = self.idempotency_key
+        if self.content is not None:
+            headers["Content-Type"] = "application/octet-stream"
+        elif self.body is not None:
+            headers["Content-Type"] = "application/json"
+        return headers
+
+    def payload(self) -> bytes | None:
+        if self.content is not None:
+            return self.content
+        return None if self.body is None else json.dumps(self.body, ensure_ascii=False).encode()
+
+    def timeout(self) -> httpx.Timeout:
+        return httpx.Timeout(self.silence_seconds, connect=CONNECT_SECONDS, pool=None)
+
+
+def is_success(status: int) -> bool:
+    return httpx.codes.is_success(status)
+
+
+def error_from(status: int, headers: httpx.Headers, body: bytes) -> ApiError | ProtocolError:
+    """Return the error for an answer that is no success."""
+    if httpx.codes.is_redirect(status):
+        return ProtocolError(
+            f"redirected to {headers.get('location', 'nowhere')}", hint="Use the URL that answers without a redirect."
+        )
+    error = _problem(status, body) or from_foreign(status, body.decode(errors="replace").strip()[:_EXCERPT_CHARACTERS])
+    if error.retry_after_seconds is None:
+        error.retry_after_seconds = _retry_after(headers.get("retry-after"))
+    if error.request_id is None:
+        error.request_id = headers.get("sandlot-request-id")
+    return error
+
+
+def json_from(body: bytes) -> Any:
+    """Read the JSON of a successful answer; spaces before it were signs of life."""
+    if not body.strip():
+        return None
+    try:
+        return json.loads(body)
+    except ValueError as error:
+        raise ProtocolError("the answer is not JSON", hint="Check that the URL is that of a Sandlot API.") from error
+
+
+def _problem(status: int, body: bytes) -> ApiError | None:
+    try:
+        problem = as_object(json.loads(body))
+    except (ValueError, ProtocolError):
+        return None
+    return from_problem(status, problem) if isinstance(problem.get("code"), str) else None
+
+
+def _retry_after(value: str | None) -> float | None:
+    if value is None:
+        return None
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        # A date: rare, and not worth trusting this machine's clock. The usual pauses apply.
+        return None

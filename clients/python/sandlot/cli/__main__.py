@@ -1,0 +1,5 @@
+"""`python -m sandlot.cli` is `sandlot`."""
+
+from sandlot.cli import main
+
+main()
