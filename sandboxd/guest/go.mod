@@ -1,0 +1,8 @@
+module sandlot.dev/guest
+
+go 1.26
+
+require (
+	github.com/creack/pty v1.1.24
+	golang.org/x/sys v0.38.0
+)

@@ -1,0 +1,59 @@
+package inittable
+
+import (
+	"fmt"
+	"os"
+	"strings"
+	"syscall"
+
+	"sandlot.dev/guest/internal/journal"
+	"sandlot.dev/guest/internal/wire"
+)
+
+// Settle gives the sandbox its name, hosts, resolvers and fresh randomness. What cannot be written is noted and skipped:
+// an image need not have /etc.
+func Settle(init wire.Init, root string) {
+	if init.Hostname != "" {
+		note("hostname", syscall.Sethostname([]byte(init.Hostname)))
+		write(root+"/etc/hostname", init.Hostname+"\n")
+		write(root+"/etc/hosts", hosts(init))
+	}
+	if len(init.Resolvers) > 0 {
+		write(root+"/etc/resolv.conf", "nameserver "+strings.Join(init.Resolvers, "\nnameserver ")+"\n")
+	}
+	if len(init.SeedBase64) > 0 {
+		note("seed", feed(root+"/dev/urandom", init.SeedBase64))
+	}
+}
+
+func hosts(init wire.Init) string {
+	text := "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
+	if init.Address != "" {
+		return text + fmt.Sprintf("%s\t%s\n", init.Address, init.Hostname)
+	}
+	return text + fmt.Sprintf("127.0.1.1\t%s\n", init.Hostname)
+}
+
+// write replaces a symbolic link instead of following it: images link resolv.conf to files that do not exist here.
+func write(path, text string) {
+	if status, err := os.Lstat(path); err == nil && !status.Mode().IsRegular() {
+		note(path, os.Remove(path))
+	}
+	note(path, os.WriteFile(path, []byte(text), 0o644))
+}
+
+func feed(device string, seed []byte) error {
+	file, err := os.OpenFile(device, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	_, err = file.Write(seed)
+	return err
+}
+
+func note(what string, err error) {
+	if err != nil {
+		journal.Note("init: %s: %v", what, err)
+	}
+}

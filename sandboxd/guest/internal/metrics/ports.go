@@ -1,0 +1,82 @@
+package metrics
+
+import (
+	"encoding/hex"
+	"net/netip"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+
+	"sandlot.dev/guest/internal/wire"
+)
+
+const (
+	stateListen = "0A"
+	stateBound  = "07"
+)
+
+// Ports lists what listens, but for the guest's own port. Owners are looked up by socket inode where the kernel says it.
+func Ports(own int) []wire.Port {
+	ports := []wire.Port{}
+	inodes := map[string]int{}
+	for _, table := range []struct{ file, protocol, state string }{
+		{"tcp", "tcp", stateListen}, {"tcp6", "tcp", stateListen}, {"udp", "udp", stateBound}, {"udp6", "udp", stateBound},
+	} {
+		text, err := os.ReadFile("/proc/net/" + table.file)
+		if err != nil {
+			continue
+		}
+		for line := range strings.Lines(string(text)) {
+			fields := strings.Fields(line)
+			if len(fields) < 10 || fields[3] != table.state {
+				continue
+			}
+			address, ok := endpoint(fields[1])
+			if !ok || (table.protocol == "tcp" && int(address.Port()) == own) {
+				continue
+			}
+			inodes[fields[9]] = len(ports)
+			ports = append(ports, wire.Port{Port: int(address.Port()), Protocol: table.protocol, Address: address.Addr().String()})
+		}
+	}
+	if len(ports) > 0 {
+		addOwners(ports, inodes)
+	}
+	return ports
+}
+
+// endpoint reads `0100007F:1F90`: 32-bit words in the machine's byte order, then the port.
+func endpoint(text string) (netip.AddrPort, bool) {
+	addressText, portText, found := strings.Cut(text, ":")
+	raw, err := hex.DecodeString(addressText)
+	port, portErr := strconv.ParseUint(portText, 16, 16)
+	if !found || err != nil || portErr != nil {
+		return netip.AddrPort{}, false
+	}
+	for word := 0; word+4 <= len(raw); word += 4 {
+		slices.Reverse(raw[word : word+4])
+	}
+	address, ok := netip.AddrFromSlice(raw)
+	return netip.AddrPortFrom(address.Unmap(), uint16(port)), ok
+}
+
+func addOwners(ports []wire.Port, inodes map[string]int) {
+	for _, pid := range pids() {
+		dir := "/proc/" + strconv.Itoa(pid) + "/fd"
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			continue
+		}
+		for _, entry := range entries {
+			link, err := os.Readlink(dir + "/" + entry.Name())
+			if err != nil || !strings.HasPrefix(link, "socket:[") {
+				continue
+			}
+			if at, known := inodes[strings.Trim(link[len("socket:"):], "[]")]; known && ports[at].PID == nil {
+				owner := pid
+				ports[at].PID = &owner
+			}
+		}
+	}
+}

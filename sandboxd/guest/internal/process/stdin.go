@@ -1,0 +1,160 @@
+package process
+
+import (
+	"errors"
+	"io"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/creack/pty"
+
+	"sandlot.dev/guest/internal/wire"
+)
+
+const (
+	stdinPatience = 30 * time.Second
+	stdinChunk    = 64 * 1024
+	endOfInput    = "\x04"
+)
+
+type stdin struct {
+	file     *os.File
+	terminal bool
+	// own: the input came with the start, nobody else may write.
+	own    bool
+	closed bool
+	offset int64
+	turn   sync.Mutex
+}
+
+func (r *Record) closeStdin() {
+	if r.stdin.closed {
+		return
+	}
+	r.stdin.closed = true
+	if !r.stdin.terminal {
+		r.stdin.file.Close()
+	}
+}
+
+// feed writes the input that came with the start, then ends it.
+func (r *Record) feed(input []byte) {
+	for len(input) > 0 {
+		count, err := r.stdin.file.Write(input[:min(len(input), stdinChunk)])
+		r.mu.Lock()
+		r.stdin.offset += int64(count)
+		r.mu.Unlock()
+		if err != nil {
+			break
+		}
+		input = input[count:]
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.closeStdin()
+}
+
+// WriteStdin passes input on from `offset` (nil: append); bytes already written are skipped. It stops early when the pipe
+// stays full for 30 seconds. `stdin_closed`, `stdin_gap`, `process_ended`.
+func (r *Record) WriteStdin(body io.Reader, offset *int64, end bool) (wire.StdinResult, *wire.Problem) {
+	r.stdin.turn.Lock()
+	defer r.stdin.turn.Unlock()
+	skip, problem := r.openStdin(offset, end)
+	if problem != nil || skip < 0 {
+		return r.stdinState(), problem
+	}
+	if skip > 0 {
+		if _, err := io.CopyN(io.Discard, body, skip); err != nil {
+			return r.endStdin(body, end && errors.Is(err, io.EOF))
+		}
+	}
+	buffer := make([]byte, stdinChunk)
+	for {
+		count, bodyErr := body.Read(buffer)
+		if count > 0 {
+			if early, problem := r.pass(buffer[:count]); early || problem != nil {
+				return r.stdinState(), problem
+			}
+		}
+		if bodyErr != nil {
+			return r.endStdin(body, end && errors.Is(bodyErr, io.EOF))
+		}
+	}
+}
+
+// openStdin says how many bytes of the body are already written; -1: there is nothing to do, a repeated close.
+func (r *Record) openStdin(offset *int64, end bool) (int64, *wire.Problem) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	switch {
+	case r.view.State != "running":
+		return 0, r.endedProblem()
+	case r.stdin.closed && end && offset != nil && *offset <= r.stdin.offset && !r.stdin.own:
+		return -1, nil
+	case r.stdin.closed, r.stdin.own:
+		return 0, wire.Fail("stdin_closed", "standard input of %s is closed", r.id)
+	case offset == nil:
+		return 0, nil
+	case *offset > r.stdin.offset:
+		return 0, wire.Fail("stdin_gap", "%d bytes were written so far", r.stdin.offset).With("offset", r.stdin.offset)
+	}
+	return r.stdin.offset - *offset, nil
+}
+
+func (r *Record) pass(data []byte) (early bool, problem *wire.Problem) {
+	_ = r.stdin.file.SetWriteDeadline(time.Now().Add(stdinPatience))
+	count, err := r.stdin.file.Write(data)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.stdin.offset += int64(count)
+	switch {
+	case err == nil:
+		return false, nil
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return true, nil
+	case r.view.State != "running":
+		return true, r.endedProblem()
+	}
+	r.closeStdin()
+	return true, wire.Fail("stdin_closed", "the process closed its standard input")
+}
+
+func (r *Record) endStdin(_ io.Reader, end bool) (wire.StdinResult, *wire.Problem) {
+	if end {
+		if r.stdin.terminal {
+			_, _ = r.pass([]byte(endOfInput))
+		}
+		r.mu.Lock()
+		r.closeStdin()
+		r.mu.Unlock()
+	}
+	return r.stdinState(), nil
+}
+
+func (r *Record) stdinState() wire.StdinResult {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return wire.StdinResult{Offset: r.stdin.offset, Closed: r.stdin.closed}
+}
+
+func (r *Record) endedProblem() *wire.Problem {
+	return wire.Fail("process_ended", "process %s has ended", r.id).With("exit_code", r.view.ExitCode).With("reason", r.view.Reason)
+}
+
+// Resize changes the terminal's size; `invalid_request` without one.
+func (r *Record) Resize(size wire.Size) *wire.Problem {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	switch {
+	case r.view.State != "running":
+		return r.endedProblem()
+	case r.child.Terminal == nil:
+		return wire.Fail("invalid_request", "process %s has no terminal", r.id)
+	}
+	if err := pty.Setsize(r.child.Terminal, &pty.Winsize{Rows: uint16(size.Rows), Cols: uint16(size.Cols)}); err != nil {
+		return wire.Fail("internal", "resize: %v", err)
+	}
+	r.view.TTY = &size
+	return nil
+}
