@@ -120,7 +120,9 @@ def execute(
     as_json: Json = False,
 ) -> None:
     """Run a command in a sandbox that is there already, as if it ran here."""
-    what = session.Command(command, _env(env), user, cwd, as_json=as_json)
+    # Options end at the id, so that the program keeps its own; the marker after it is left for us to take away.
+    argv = command[1:] if command[0] == "--" and len(command) > 1 else command
+    what = session.Command(argv, _env(env), user, cwd, as_json=as_json)
     code = _do(lambda client: session.run_in_present(client, sandbox_id, what), EXIT_PLATFORM, as_json=as_json)
     raise typer.Exit(code)
 

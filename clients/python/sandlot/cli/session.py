@@ -156,7 +156,7 @@ async def _run(sandbox: AsyncSandbox, command: Command, control: _Control) -> in
     takes_input = _has_input()
     process = await sandbox.start(command.argv, stdin=takes_input, env=command.env, user=command.user, cwd=command.cwd)
     control.attach(process)
-    failure: SandlotError | None = None
+    failure: SandlotError | BrokenPipeError | None = None
     code = 0
     async with anyio.create_task_group() as tasks:
 
@@ -172,7 +172,7 @@ async def _run(sandbox: AsyncSandbox, command: Command, control: _Control) -> in
             tasks.start_soon(pump)
         try:
             code = await (_collect if command.as_json else _stream)(sandbox, process)
-        except SandlotError as error:
+        except (SandlotError, BrokenPipeError) as error:
             failure = error
         tasks.cancel_scope.cancel()
     if failure is not None:
@@ -225,7 +225,8 @@ async def _send_input(process: AsyncProcess) -> None:
                 await process.close_stdin()
                 return
             await process.write_stdin(data)
-    except (StdinClosedError, ProcessEndedError):
+    except (StdinClosedError, ProcessEndedError, SandboxEndedError):
+        # Nobody will read it. Why, the output says.
         return
 
 
