@@ -54,6 +54,13 @@ class Query:
             return value
         return None
 
+    def required(self, name: str) -> str:
+        """Return a text that must be there; what it may hold is for the caller to say."""
+        value = self._take(name)
+        if value is None:
+            self._refuse(name, "missing", "is required")
+        return value or ""
+
     def choice(self, name: str, values: Sequence[str]) -> str | None:
         value = self._take(name)
         if value is not None and value not in values:

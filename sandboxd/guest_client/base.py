@@ -1,6 +1,6 @@
 """The guest seen from the node: the interface that the HTTP client, and the fake of the fake runtime, fulfil."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
@@ -80,7 +80,7 @@ class FollowedStart(Protocol):
         """The process, and whether it was there already."""
         ...
 
-    def batches(self) -> AsyncIterator[Batch]:
+    def batches(self) -> AsyncGenerator[Batch]:
         """Yield whole frames, as reads bring them, until `exit`.
 
         GuestUnreachableError when the connection breaks or falls silent before. What is in the frames is not checked.
@@ -131,7 +131,7 @@ class Guest(Protocol):
         tail_bytes: int | None = None,
         follow: bool = False,
         keepalive_seconds: float = 15,
-    ) -> AbstractAsyncContextManager[AsyncIterator[Batch]]:
+    ) -> AbstractAsyncContextManager[AsyncGenerator[Batch]]:
         """Open the output of a process from a position: batches as of FollowedStart."""
         ...
 

@@ -131,13 +131,13 @@ class FakeGuest:
         tail_bytes: int | None = None,
         follow: bool = False,
         keepalive_seconds: float = 15,
-    ) -> AbstractAsyncContextManager[AsyncIterator[Batch]]:
+    ) -> AbstractAsyncContextManager[AsyncGenerator[Batch]]:
         return self._output(process_id, after, tail_bytes, follow=follow, keepalive_seconds=keepalive_seconds)
 
     @asynccontextmanager
     async def _output(
         self, process_id: str, after: int, tail_bytes: int | None, *, follow: bool, keepalive_seconds: float
-    ) -> AsyncGenerator[AsyncIterator[Batch]]:
+    ) -> AsyncGenerator[AsyncGenerator[Batch]]:
         await self._enter("output")
         process = self._find(process_id)
         end = process.output.next_seq
@@ -283,7 +283,7 @@ class FakeGuest:
 @dataclass(frozen=True, slots=True)
 class _Followed:
     started: Started
-    stream: AsyncIterator[Batch]
+    stream: AsyncGenerator[Batch]
 
-    def batches(self) -> AsyncIterator[Batch]:
+    def batches(self) -> AsyncGenerator[Batch]:
         return self.stream

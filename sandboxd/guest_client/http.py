@@ -124,7 +124,7 @@ class HttpGuest:
         tail_bytes: int | None = None,
         follow: bool = False,
         keepalive_seconds: float = 15,
-    ) -> AbstractAsyncContextManager[AsyncIterator[Batch]]:
+    ) -> AbstractAsyncContextManager[AsyncGenerator[Batch]]:
         query = {"after": str(after)} if tail_bytes is None else {"tail_bytes": str(tail_bytes)}
         if follow:
             query |= {"follow": "1", "keepalive_seconds": f"{keepalive_seconds:g}"}
@@ -134,7 +134,7 @@ class HttpGuest:
     @asynccontextmanager
     async def _output(
         self, process_id: str, query: dict[str, str], *, silence_seconds: float, follow: bool
-    ) -> AsyncGenerator[AsyncIterator[Batch]]:
+    ) -> AsyncGenerator[AsyncGenerator[Batch]]:
         response = await self._send("GET", f"processes/{process_id}/output", query=query)
         stream = _Stream(response, silence_seconds=silence_seconds, follow=follow)
         try:
@@ -443,5 +443,5 @@ class _Followed:
     started: Started
     stream: _Stream
 
-    def batches(self) -> AsyncIterator[Batch]:
+    def batches(self) -> AsyncGenerator[Batch]:
         return self.stream.batches()
