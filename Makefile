@@ -42,7 +42,7 @@ test: setup check go-test pytest ## Set up, check and run every test
 
 .PHONY: pytest
 pytest: environment ## Run the Python tests (PYTEST_ARGS="tests/unit -k ...")
-	@$(BIN)/pytest $(PYTEST_ARGS)
+	@SANDLOT_LEAK_CHECK=1 $(BIN)/pytest $(PYTEST_ARGS)
 
 .PHONY: go-test
 go-test: environment ## Run the guest's own tests
@@ -72,7 +72,7 @@ openapi: environment ## Write the committed API documents anew
 
 .PHONY: bench
 bench: setup ## Measure the budgets as ratios to the raw tool (takes a while)
-	@for bench in tests/performance/bench_*.py; do $(BIN)/python "$$bench"; done
+	@PYTHONPATH=.:tests:tests/performance $(BIN)/python tests/performance/bench.py
 
 .PHONY: lock
 lock: environment ## Bring requirements.lock in step with pyproject.toml (UPGRADE=--upgrade for newer versions)

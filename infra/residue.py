@@ -40,6 +40,31 @@ def find(instance: str | None = None, directories: Iterable[Path] = ()) -> set[R
     return found
 
 
+def everything() -> set[Residue]:
+    """Return everything on this host that could be Sandlot's, for a comparison of before and after.
+
+    Wider than `find`: every mount, link and table, so that what was made under a wrong name is seen too.
+    """
+    ours = re.compile(r"sandlot|sandboxd|runsc")
+    return (
+        find()
+        | {Residue("mount", point) for point in _mounts()}
+        | {Residue("link", name) for name in _links()}
+        | {Residue("nft table", name) for name in _tables()}
+        | {Residue("socket", path) for path in _sockets() if ours.search(path)}
+        | {Residue("process", text) for text in _running_ours()}
+    )
+
+
+def _running_ours() -> Iterator[str]:
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with suppress(OSError):
+                words = (entry / "cmdline").read_bytes().split(b"\0")
+                if words[0].endswith((b"/runsc", b"/guest")) or words[0].startswith(b"runsc-"):
+                    yield f"{entry.name} {b' '.join(words).decode(errors='replace')[:100]}"
+
+
 def _matches(name: str, prefix: str, instance: str | None) -> bool:
     if instance is not None:
         return name == f"{prefix}{instance}"

@@ -22,10 +22,11 @@ def table_checks(_config: LauncherConfig) -> Iterator[Finding]:
         yield fail("nft", "missing", "apt-get install nftables")
         return
     rules = (
-        "table inet sandlot_doctor { set pairs { type ifname . ipv4_addr; flags interval; }\n"
+        "table inet sandlot_doctor {\n"
+        "set pairs { type ifname . ipv4_addr; flags interval; }\n"
         "chain forward { type filter hook forward priority 0; iifname . ip daddr @pairs ct state new accept; }\n"
         "chain nat { type nat hook postrouting priority 100; masquerade; }\n"
-        "chain local { type filter hook prerouting priority 0; fib daddr type local drop; } }\n"
+        "chain local { type filter hook prerouting priority 0; fib daddr type local drop; }\n}\n"
     )
     done = subprocess.run(["nft", "--check", "--file", "-"], input=rules, capture_output=True, text=True, check=False)
     yield nft_answer(done.returncode, done.stderr)
@@ -50,13 +51,13 @@ def namespace_checks(_config: LauncherConfig) -> Iterator[Finding]:
 
 def forwarding_checks(_config: LauncherConfig) -> Iterator[Finding]:
     yield forwarding(
-        (_NET / "ip_forward").read_text().strip() == "1",
         (_NET / "conf/all/rp_filter").read_text().strip(),
         (_NET / "conf/default/rp_filter").read_text().strip(),
+        enabled=(_NET / "ip_forward").read_text().strip() == "1",
     )
 
 
-def forwarding(enabled: bool, rp_filter_all: str, rp_filter_default: str) -> Finding:
+def forwarding(rp_filter_all: str, rp_filter_default: str, *, enabled: bool) -> Finding:
     if not enabled:
         return warn("forwarding", "net.ipv4.ip_forward is 0", "the node turns it on; keep others from turning it off")
     strict = "1" in {rp_filter_all, rp_filter_default}

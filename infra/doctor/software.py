@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -42,7 +43,9 @@ def runsc_checks(config: LauncherConfig) -> Iterator[Finding]:
     said = output_of([str(binary), "--version"])
     yield runsc_version(binary, version_of(said) if said else None)
     if said:
-        yield runsc_features(output_of([str(binary), "flags"]) or output_of([str(binary), "help", "flags"]) or "")
+        # The list of flags is written to standard error.
+        flags = subprocess.run([str(binary), "flags"], capture_output=True, text=True, check=False)
+        yield runsc_features(flags.stdout + flags.stderr)
     on_path = shutil.which("runsc")
     other = output_of([on_path, "--version"]) if on_path else None
     why_not = refusal(version_of(other) or "unknown") if other else None

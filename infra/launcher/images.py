@@ -2,12 +2,11 @@
 
 from pathlib import Path
 
-from sandboxd.images.store import ImageStore
-
 from infra.config import LauncherConfig
 from infra.launcher.account import LauncherError
 from sandboxd.contract.messages import NodeImage
 from sandboxd.images.base import ImageConfig
+from sandboxd.images.store import ImageStore
 
 
 async def import_image(

@@ -6,11 +6,10 @@
 import asyncio
 import shutil
 
-from sandboxd.network.kernel import KernelNetwork
-
 from infra.config import LauncherConfig
 from sandboxd.cgroups import Cgroups
 from sandboxd.guest_client.fake import FakeGuest
+from sandboxd.network.kernel import KernelNetwork
 from sandboxd.runtime.runsc import RunscRuntime
 
 
