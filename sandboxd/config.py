@@ -1,6 +1,7 @@
 """The node agent's settings, read from `SANDLOT_*` in the environment; the only place that reads them."""
 
 import socket
+from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -36,8 +37,9 @@ class NodeConfig(BaseSettings):
     max_sandboxes: int = Field(default=1000, ge=1)
     max_starts: int = Field(default=8, ge=1)
     """Cold creates under way at once; the others wait in line. More of them only make each slower."""
-    cpu_overcommit: float = Field(default=16, ge=1)
-    memory_overcommit: float = Field(default=8, ge=1)
+    cpu_overcommit: float = Field(default=128, ge=1)
+    """A sandbox's cpus are what it may use at most, and nearly all are idle nearly always."""
+    memory_overcommit: float = Field(default=16, ge=1)
     """Promised against present memory: most sandboxes use little; pressure closes admission (memory_floor_mib)."""
     disk_overcommit: float = Field(default=16, ge=1)
     """Promised against present disk; the watermark is what holds when all of them write at once."""
@@ -52,10 +54,10 @@ class NodeConfig(BaseSettings):
     disk_watermark_mib: int = Field(default=1024, ge=0)
     """With less than this left free the sandbox that wrote most is stopped."""
 
-    slot_pool_size: int = Field(default=4, ge=0)
-    uplink_network: str = "100.127.0.0/30"
-    """The link between the host and the router namespace; a second instance on a machine needs another."""
-    slot_network: str = "100.64.0.0/16"
+    slot_pool_size: int = Field(default=8, ge=0)
+    uplink_range: IPv4Network = IPv4Network("10.230.0.0/16")
+    """Where the link between the host and the router namespace finds a free pair of addresses."""
+    sandbox_range: IPv4Network = IPv4Network("10.231.0.0/16")
     """Sandbox addresses. They exist in the router namespace only, so instances may share them."""
     resolvers: tuple[str, ...] = ("1.1.1.1", "8.8.8.8")
     """What an `open` sandbox asks for names; a public address, because no private one is reachable."""

@@ -62,12 +62,23 @@ class Hook(Protocol):
     `recover` is called instead of `prepare` for a sandbox that an earlier node agent started.
     """
 
-    name: str
-    steps: tuple[str, ...]
-    """Every step that `prepare` and `cleanup` reach, in order."""
-    safe_after: frozenset[str]
-    """Hooks whose cleanup must have succeeded before this one's may run: what they hold would be pulled from
-    under a live sandbox, or handed to another one."""
+    @property
+    def name(self) -> str:
+        """The hook's name, unique in its list."""
+        ...
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """Every step that `prepare` and `cleanup` reach, in order."""
+        ...
+
+    @property
+    def safe_after(self) -> frozenset[str]:
+        """Hooks whose cleanup must have succeeded before this one's may run.
+
+        What this one holds would else be pulled from under a live sandbox, or handed to another one.
+        """
+        ...
 
     async def prepare(self, parts: Parts) -> None:
         """Make it true."""

@@ -59,6 +59,8 @@ class Life:
         """Breaks off what must not go on once its end has begun."""
         self.settled = asyncio.Event()
         """Starting is over, one way or the other."""
+        self.adopted = asyncio.Event()
+        """After a restart of the agent: it is known whether it runs on."""
         self.rescheduled = asyncio.Event()
         """A deadline was moved."""
         self.verdict: Verdict | None = None

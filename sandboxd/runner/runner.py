@@ -40,10 +40,13 @@ class Runner:
 
     async def run_recovered(self) -> None:
         """Take it over from an earlier agent, run it, end it."""
-        await self._run(await recover(self.life, self._tools))
+        cause = await recover(self.life, self._tools)
+        self.life.adopted.set()
+        await self._run(cause)
 
     async def run_burial(self, cause: Cause, *, same_boot: bool) -> None:
         """End what cannot be taken over."""
+        self.life.adopted.set()
         await end(self.life, self._tools, cause, same_boot=same_boot)
 
     async def undo_leftovers(self) -> bool:

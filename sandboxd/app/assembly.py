@@ -1,0 +1,223 @@
+"""The node put together from its settings: the one place that knows which part is real."""
+
+import json
+import os
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from sandboxd.app.identity import Identity, read_identity
+from sandboxd.cgroups import Cgroups
+from sandboxd.clock import Clock, HostClock
+from sandboxd.config import NodeConfig
+from sandboxd.contract.messages import RuntimeInfo
+from sandboxd.guest_client.http import HttpGuest
+from sandboxd.hooks.base import FailPoints, Hook, NoFailPoints
+from sandboxd.hooks.egress import EgressHook
+from sandboxd.hooks.guest import GuestHook
+from sandboxd.hooks.launch import LaunchHook
+from sandboxd.hooks.rootfs import RootfsHook
+from sandboxd.hooks.slot import SlotHook
+from sandboxd.images.base import Images
+from sandboxd.images.fake import FakeImages
+from sandboxd.images.store import ImageStore, config_from_json
+from sandboxd.ledger.base import Ledger
+from sandboxd.ledger.sqlite import SqliteLedger
+from sandboxd.manager.admission import Admission, AdmissionRules
+from sandboxd.manager.host import FakeHost, Host, LinuxHost, is_full
+from sandboxd.manager.manager import Manager
+from sandboxd.manager.reports import NodeFacts, Reporter
+from sandboxd.manager.startup import StartUp
+from sandboxd.manager.upkeep import Upkeep
+from sandboxd.network.base import Network
+from sandboxd.network.fake import FakeNetwork
+from sandboxd.network.kernel import KernelNetwork
+from sandboxd.runner.tools import Tools
+from sandboxd.runtime.base import Runtime
+from sandboxd.runtime.fake import FakeRuntime
+from sandboxd.runtime.runsc import RunscRuntime
+
+_log = structlog.get_logger(__name__)
+
+_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+_MIB: Final = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What differs between the real thing and the fakes."""
+
+    runtime: Runtime
+    network: Network
+    images: Images
+    ledger: Ledger
+    host: Host
+    clock: Clock
+    points: FailPoints
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """A node that is open."""
+
+    config: NodeConfig
+    parts: Parts
+    manager: Manager
+    reporter: Reporter
+    upkeep: Upkeep
+
+
+def real_parts(config: NodeConfig) -> Parts:
+    """Make the parts that the settings ask for."""
+    for directory, mode in ((config.data_dir, 0o755), (config.run_dir, 0o755), (config.upper_dir, 0o700)):
+        directory.mkdir(mode=mode, parents=True, exist_ok=True)
+    ledger = SqliteLedger(config.data_dir / "ledger.db")
+    if config.runtime == "fake":
+        return Parts(
+            runtime=FakeRuntime(),
+            network=FakeNetwork(slots=100_000),
+            images=FakeImages(),
+            ledger=ledger,
+            host=FakeHost(),
+            clock=HostClock(),
+            points=NoFailPoints(),
+        )
+    network = KernelNetwork(
+        instance=config.instance,
+        netns_dir=config.run_dir / "runsc" / "netns",
+        sandbox_range=config.sandbox_range,
+        uplink_range=config.uplink_range,
+        pool_size=config.slot_pool_size,
+    )
+    runtime = RunscRuntime(
+        runsc=config.runsc_path,
+        run_dir=config.run_dir,
+        cgroups=Cgroups(config.instance),
+        connect=lambda address, token: HttpGuest(address, token, open_socket=network.open_socket),
+        reserve_bytes=config.memory_reserve_mib * _MIB,
+    )
+    return Parts(
+        runtime=runtime,
+        network=network,
+        images=ImageStore(config.data_dir / "images"),
+        ledger=ledger,
+        host=LinuxHost(config.upper_dir),
+        clock=HostClock(),
+        points=NoFailPoints(),
+    )
+
+
+def make_manager(config: NodeConfig, parts: Parts, identity: Identity, boot_id: str) -> Manager:
+    """Make the manager over any parts."""
+
+    def tools(changed: Callable[[str], None]) -> Tools:
+        return Tools(
+            runtime=parts.runtime,
+            hooks=_hooks(config, parts),
+            ledger=parts.ledger,
+            clock=parts.clock,
+            points=parts.points,
+            changed=changed,
+            disk_full=lambda: is_full(parts.host),
+            drain_seconds=config.stop_drain_seconds,
+            backstop_margin_seconds=config.backstop_margin_seconds,
+        )
+
+    rules = AdmissionRules(
+        max_sandboxes=config.max_sandboxes,
+        cpu_overcommit=config.cpu_overcommit,
+        memory_overcommit=config.memory_overcommit,
+        disk_overcommit=config.disk_overcommit,
+        memory_overhead_mib=config.memory_overhead_mib,
+        memory_reserve_mib=config.memory_reserve_mib,
+        memory_floor_mib=config.memory_floor_mib,
+        disk_reserve_mib=config.disk_reserve_mib,
+    )
+    return Manager(
+        tools,
+        Admission(rules, parts.host),
+        node_key=identity.key,
+        boot_id=boot_id,
+        max_starts=config.max_starts,
+        exit_seconds=config.exit_seconds,
+    )
+
+
+@asynccontextmanager
+async def opened(config: NodeConfig, parts: Parts) -> AsyncGenerator[Node]:
+    """Have a node open while inside: everything of an earlier agent is adopted or buried by then.
+
+    Leaving lets sandboxes run on.
+    """
+    identity = read_identity(config.data_dir, os.urandom)
+    boot_id = _BOOT_ID.read_text().strip()
+    manager = make_manager(config, parts, identity, boot_id)
+    await parts.runtime.open()
+    try:
+        found = await parts.runtime.version()
+        await _open_images(config, parts.images)
+        start_up = StartUp(parts.network, config.upper_dir)
+        async with manager.opened(start_up):
+            facts = NodeFacts(
+                node_id=identity.node_id,
+                name=config.node_name,
+                version=version("sandlot-server"),
+                runtime=RuntimeInfo(name=found.name, version=found.version, platform=found.platform),
+                boot_id=boot_id,
+                incarnation=os.urandom(8).hex(),
+                address=f"unix:{config.node_socket_path}",
+            )
+            yield Node(
+                config=config,
+                parts=parts,
+                manager=manager,
+                reporter=Reporter(manager, parts.images, facts),
+                upkeep=Upkeep(parts.network, parts.host, disk_watermark_mib=config.disk_watermark_mib),
+            )
+    finally:
+        await parts.network.stop(keep=True)
+        await parts.runtime.close()
+
+
+def _hooks(config: NodeConfig, parts: Parts) -> tuple[Hook, ...]:
+    margin = config.backstop_margin_seconds
+    return (
+        SlotHook(parts.network, parts.points),
+        RootfsHook(parts.images, config.upper_dir, parts.points),
+        EgressHook(parts.network, parts.points),
+        LaunchHook(
+            parts.runtime,
+            parts.clock,
+            parts.points,
+            upper_dir=config.upper_dir,
+            guest_dir=config.guest_path,
+            backstop_margin_seconds=margin,
+        ),
+        GuestHook(
+            parts.runtime,
+            parts.clock,
+            os.urandom,
+            parts.points,
+            resolvers=config.resolvers,
+            backstop_margin_seconds=margin,
+        ),
+    )
+
+
+async def _open_images(config: NodeConfig, images: Images) -> None:
+    """Open the store and register the image that set-up made, if it did."""
+    if not isinstance(images, ImageStore):
+        return
+    await images.open()
+    described = config.cache_dir / "images" / "base.json"
+    if not described.is_file():
+        _log.warning("no default image", path=str(described))
+        return
+    document = json.loads(described.read_bytes())
+    file = (config.cache_dir / "images" / "base.erofs").resolve()
+    await images.register_file(file, [document["name"]], config_from_json(document["config"]), document["digest"])

@@ -1,0 +1,106 @@
+"""The node agent as a program: serve until told to stop, or end every sandbox of the node."""
+
+import asyncio
+import signal
+from collections.abc import AsyncGenerator, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+import structlog
+import uvloop
+from aiohttp import web
+
+from sandboxd.app import node as node_calls
+from sandboxd.app import processes as process_calls
+from sandboxd.app.assembly import Node, Parts, opened, real_parts
+from sandboxd.app.logs import set_up_logs
+from sandboxd.app.server import allowed_peers, application, listen, runner
+from sandboxd.config import NodeConfig
+from sandboxd.contract.reasons import SandboxReason
+from sandboxd.contract.states import TERMINAL
+from sandboxd.heartbeat import Heartbeat, SocketLink
+from sandboxd.manager.manager import StopRequest
+
+_log = structlog.get_logger(__name__)
+
+_DOWN_SECONDS: Final = 60.0
+
+
+def main(config: NodeConfig | None = None) -> None:
+    """Serve until SIGTERM or SIGINT. Sandboxes live on."""
+    _run(_serve_until_told(config or NodeConfig()), config)
+
+
+def down(config: NodeConfig | None = None) -> None:
+    """End every sandbox of this instance and take away what the node made in the kernel. No agent may be running."""
+    _run(end_all(config or NodeConfig()), config)
+
+
+def _run(work: Coroutine[Any, Any, None], config: NodeConfig | None) -> None:
+    set_up_logs((config or NodeConfig()).log_level)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as loop:
+        loop.run(work)
+
+
+async def _serve_until_told(config: NodeConfig) -> None:
+    told = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, told.set)
+    async with serving(config, real_parts(config)):
+        _log.info("listening", socket=str(config.node_socket_path))
+        await told.wait()
+        _log.info("exiting; sandboxes run on")
+
+
+@asynccontextmanager
+async def serving(config: NodeConfig, parts: Parts) -> AsyncGenerator[Node]:
+    """Have a node open, listening and reporting while inside."""
+    link = SocketLink(config.api_socket_path)
+    async with opened(config, parts) as node:
+        heartbeat = Heartbeat(node.manager, node.reporter, link, parts.clock, every_seconds=config.heartbeat_seconds)
+        async with asyncio.TaskGroup() as group, _listening(node):
+            background = (
+                group.create_task(node.upkeep.run(node.manager, parts.clock, config.heartbeat_seconds)),
+                group.create_task(heartbeat.run()),
+            )
+            try:
+                yield node
+            finally:
+                for task in background:
+                    task.cancel()
+                await link.close()
+
+
+@asynccontextmanager
+async def _listening(node: Node) -> AsyncGenerator[None]:
+    config = node.config
+    routes = [*node_calls.routes(node.manager, node.reporter), *process_calls.routes(node.manager)]
+    serves = runner(application(allowed_peers(config.api_user), routes))
+    await serves.setup()
+    try:
+        await web.SockSite(serves, listen(config.node_socket_path, config.api_user)).start()
+        yield
+    finally:
+        await serves.cleanup()
+
+
+async def end_all(config: NodeConfig) -> None:
+    """End every sandbox with reason `operator_stopped`, then remove the network and what the runtime keeps."""
+    parts = real_parts(config)
+    async with opened(config, parts) as node:
+        manager = node.manager
+        stop = StopRequest(
+            generation=None,
+            epoch=manager.epoch,
+            grace_seconds=2,
+            wait_seconds=_DOWN_SECONDS,
+            reason=SandboxReason.OPERATOR_STOPPED,
+        )
+        living = [each for each, one in manager.runners.items() if one.life.state not in TERMINAL]
+        async with asyncio.TaskGroup() as group:
+            for sandbox_id in living:
+                group.create_task(manager.stop(sandbox_id, stop))
+        _log.info("all sandboxes ended", ended=len(living))
+    await parts.network.stop(keep=False)
+    await parts.runtime.clear()

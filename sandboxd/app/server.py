@@ -1,0 +1,114 @@
+"""The node's listener: a unix socket for the api alone, and what surrounds every call."""
+
+import grp
+import os
+import pwd
+import socket
+import struct
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+import structlog
+from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
+
+from sandboxd.app.answers import problem_answer, problems, request_id
+from sandboxd.contract.problems import ProblemError
+
+_log = structlog.get_logger(__name__)
+
+_MAX_BODY_BYTES: Final = 16 * 1024 * 1024
+"""Above every limit of a call of its own, which answers better."""
+_PEER: Final = struct.Struct("3i")
+_SHUTDOWN_SECONDS: Final = 2.0
+
+
+def application(peers: Iterable[int], routes: Iterable[web.AbstractRouteDef]) -> web.Application:
+    """Make the application; only the users in `peers` are served."""
+    app = web.Application(client_max_size=_MAX_BODY_BYTES, middlewares=[_logged, _only(frozenset(peers)), problems])
+    app.add_routes(routes)
+    return app
+
+
+def runner(app: web.Application) -> web.AppRunner:
+    """Make what serves an application: a handler whose client has gone is cancelled."""
+    return web.AppRunner(
+        app, access_log=None, handler_cancellation=True, shutdown_timeout=_SHUTDOWN_SECONDS, keepalive_timeout=75
+    )
+
+
+def allowed_peers(api_user: str) -> frozenset[int]:
+    """Return who may call: root, whoever runs this program, and the api's user if there is one."""
+    peers = {0, os.getuid()}
+    try:
+        peers.add(pwd.getpwnam(api_user).pw_uid)
+    except KeyError:
+        _log.warning("no such user", user=api_user)
+    return frozenset(peers)
+
+
+def listen(path: Path, api_user: str) -> socket.socket:
+    """Bind a unix socket that the api's group may use, replacing a stale one in one move."""
+    path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    try:
+        listener.bind(str(aside))
+        # Never reachable by others, not even before the modes are right: it has not got its name yet.
+        os.chown(aside, -1, _group(api_user))
+        aside.chmod(0o660)
+        listener.listen(512)
+        aside.rename(path)
+    except BaseException:
+        listener.close()
+        aside.unlink(missing_ok=True)
+        raise
+    return listener
+
+
+def _group(api_user: str) -> int:
+    try:
+        return grp.getgrnam(api_user).gr_gid
+    except KeyError:
+        return os.getgid()
+
+
+def _only(peers: frozenset[int]) -> Middleware:
+    @web.middleware
+    async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
+        transport = request.transport
+        peer = transport.get_extra_info("socket") if transport is not None else None
+        if peer is None:
+            raise ConnectionResetError("the client has gone")
+        _, uid, _ = _PEER.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
+        if uid not in peers:
+            _log.warning("stranger refused", uid=uid)
+            return problem_answer(
+                ProblemError("unauthenticated", "This socket is for the api.", reason="wrong_user"), request
+            )
+        return await handler(request)
+
+    return check
+
+
+@web.middleware
+async def _logged(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Log each call without query, headers or bodies: they may hold secrets."""
+    began = time.monotonic()
+    status = 499
+    try:
+        answer = await handler(request)
+        status = answer.status
+        return answer
+    finally:
+        _log.debug(
+            "call",
+            method=request.method,
+            path=request.path,
+            status=status,
+            seconds=round(time.monotonic() - began, 4),
+            request_id=request_id(request),
+        )
