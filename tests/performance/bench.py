@@ -1,0 +1,348 @@
+"""`make bench`: every budget measured against the raw tool in one run, written to docs/benchmarks.md."""
+
+import asyncio
+import gc
+import os
+import platform as host
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import httpx
+
+from harness import Platform, cache_dir, start_platform
+from raw_sandbox import TOKEN, RawBox, RawSandbox, raw_box
+from report import PAGE, Row, median, percentile, render
+from sandboxd.contract.frames import MEDIA_TYPE
+
+ROUNDS = 15
+SMALL = {"memory_mib": 256}
+STREAM_BYTES = 400 * 1024 * 1024
+IDLE_SANDBOXES = int(os.environ.get("SANDLOT_BENCH_IDLE", "200"))
+
+
+async def cold_create(platform: Platform, raw: RawBox) -> list[Row]:
+    """Create to the first output of `node -v`, and what it costs in CPU."""
+    ours: list[float] = []
+    cpu: list[float] = []
+    theirs: list[float] = []
+    their_cpu: list[float] = []
+    async with platform.async_http() as http:
+        for number in range(ROUNDS + 1):
+            before = platform.cpu_seconds()
+            begun = time.perf_counter()
+            created = (await http.post("/v1/sandboxes", json={"resources": SMALL})).raise_for_status().json()
+            middle = platform.cpu_seconds(created["id"])
+            done = await http.post(f"/v1/sandboxes/{created['id']}/run", json={"argv": ["node", "-v"]})
+            elapsed = time.perf_counter() - begun
+            assert done.json()["stdout"].startswith("v"), done.text
+            await http.delete(f"/v1/sandboxes/{created['id']}", params={"grace_seconds": 0})
+            begun = time.perf_counter()
+            sandbox = await raw.create()
+            sandbox.exec(["node", "-v"])
+            raw_elapsed = time.perf_counter() - begun
+            await raw.remove(sandbox)
+            if number:  # the first warms page caches on both sides
+                ours.append(elapsed * 1000)
+                theirs.append(raw_elapsed * 1000)
+                cpu.append((middle - before) * 1000)
+                their_cpu.append(sandbox.cpu_seconds * 1000)
+    return [
+        Row(
+            name="create → first output of `node -v`, no pool, over HTTP",
+            unit="ms",
+            value=median(ours),
+            baseline=median(theirs),
+            baseline_name="runsc create + start + control-socket exec, same bundle and slot",
+            limit=1.3,
+            note=f"p50 of {ROUNDS}, in turn; p90 {percentile(ours, 90):.0f} ms against {percentile(theirs, 90):.0f} ms",
+        ),
+        Row(
+            name="CPU of a cold create",
+            unit="core-ms",
+            value=median(cpu),
+            baseline=median(their_cpu),
+            baseline_name="runsc create + start: commands, sentry, gofer, guest",
+            limit=1.2,
+            note="CPU of api, node agent, their children and the sandbox from the request to its answer",
+        ),
+    ]
+
+
+async def round_trip(platform: Platform, raw: RawBox) -> list[Row]:
+    """`true`, over and over."""
+    ours: list[float] = []
+    theirs: list[float] = []
+    sandbox = await raw.create()
+    async with platform.async_http() as http:
+        created = (await http.post("/v1/sandboxes", json={"resources": SMALL})).raise_for_status().json()
+        path = f"/v1/sandboxes/{created['id']}/run"
+        for _ in range(200):
+            begun = time.perf_counter()
+            done = await http.post(path, json={"argv": ["true"]})
+            ours.append((time.perf_counter() - begun) * 1000)
+            assert done.json()["exit_code"] == 0
+            begun = time.perf_counter()
+            sandbox.exec(["true"])
+            theirs.append((time.perf_counter() - begun) * 1000)
+        await http.delete(f"/v1/sandboxes/{created['id']}", params={"grace_seconds": 0})
+    await raw.remove(sandbox)
+    return [
+        Row(
+            name="one process round trip (`true`), over HTTP, p50",
+            unit="ms",
+            value=median(ours),
+            baseline=median(theirs),
+            baseline_name="control-socket exec",
+            limit=2.0,
+            note=f"200 in turn; p99 {percentile(ours, 99):.1f} ms against {percentile(theirs, 99):.1f} ms",
+        ),
+        Row(name="the same, absolute", unit="ms", value=median(ours), limit=8),
+    ]
+
+
+async def _drain(response: aiohttp.ClientResponse) -> int:
+    total = 0
+    async for chunk in response.content.iter_any():
+        total += len(chunk)
+    return total
+
+
+async def _direct(sandbox: RawSandbox, raw: RawBox, spec: dict[str, Any]) -> float:
+    """MB/s of a process's output, straight from the guest through a socket born in the router namespace."""
+    connector = aiohttp.TCPConnector(socket_factory=lambda _: raw.open_socket())
+    async with aiohttp.ClientSession(connector=connector, headers={"Authorization": f"Bearer {TOKEN}"}) as http:
+        base = f"http://{sandbox.slot.address}:49979/v1"
+        await (await http.post(f"{base}/init", json=raw.init_of(sandbox))).read()
+        begun = time.perf_counter()
+        async with http.post(f"{base}/processes", params={"follow": "1"}, json=spec) as response:
+            total = await _drain(response)
+        return total / (time.perf_counter() - begun) / 1e6
+
+
+async def throughput(platform: Platform, raw: RawBox) -> list[Row]:
+    """Standard output through api and node, against a direct connection to the guest."""
+    command = ["head", "-c", str(STREAM_BYTES), "/dev/zero"]
+    guest_spec = {"argv": command, "output": {"mode": "block", "ring_bytes": 4194304}}
+    spec = {"argv": command, "output": {"mode": "block"}}
+    ours: list[float] = []
+    theirs: list[float] = []
+    sandbox = await raw.create()
+    headers = {"Authorization": f"Bearer {platform.key}", "Accept": MEDIA_TYPE}
+    async with platform.async_http() as http, aiohttp.ClientSession(headers=headers) as stream:
+        created = (await http.post("/v1/sandboxes", json={"resources": SMALL})).raise_for_status().json()
+        path = f"/v1/sandboxes/{created['id']}/processes"
+        for number in range(4):
+            theirs.append(await _direct(sandbox, raw, {"id": raw.process_id(), **guest_spec}))
+            begun = time.perf_counter()
+            process = (await http.post(path, json=spec)).raise_for_status().json()
+            url = f"{platform.url}{path}/{process['id']}/output"
+            async with stream.get(url, params={"follow": "true"}) as response:
+                total = await _drain(response)
+            ours.append(total / (time.perf_counter() - begun) / 1e6)
+            assert total > STREAM_BYTES, number
+        await http.delete(f"/v1/sandboxes/{created['id']}", params={"grace_seconds": 0})
+    await raw.remove(sandbox)
+    return [
+        Row(
+            name="standard output, binary frames, through api and node",
+            unit="MB/s",
+            value=median(ours),
+            baseline=median(theirs),
+            baseline_name="direct connection to the guest",
+            limit=0.6,
+            more_is_better=True,
+            note=f"{STREAM_BYTES >> 20} MiB of a process in `block` mode, p50 of 4, in turn",
+        ),
+    ]
+
+
+async def idle(platform: Platform, raw: RawBox) -> list[Row]:
+    """Memory and CPU of sandboxes that do nothing."""
+    begun_free = _available_mib()
+    raws = [await raw.create() for _ in range(20)]
+    await asyncio.sleep(2)
+    raw_each = (begun_free - _available_mib()) / len(raws)
+    for sandbox in raws:
+        await raw.remove(sandbox)
+    await asyncio.sleep(2)
+    begun_free = _available_mib()
+    limit = asyncio.Semaphore(4)
+    ids: list[str] = []
+    async with platform.async_http() as http:
+
+        async def one() -> None:
+            async with limit:
+                answer = await http.post("/v1/sandboxes", json={"resources": SMALL, "wait_seconds": 120})
+                ids.append(answer.raise_for_status().json()["id"])
+
+        begun = time.perf_counter()
+        async with asyncio.TaskGroup() as group:
+            for _ in range(IDLE_SANDBOXES):
+                group.create_task(one())
+        rate = IDLE_SANDBOXES / (time.perf_counter() - begun)
+        await asyncio.sleep(5)
+        each = (begun_free - _available_mib()) / IDLE_SANDBOXES
+        busy, begun = _busy_seconds(), time.perf_counter()
+        await asyncio.sleep(20)
+        core = (_busy_seconds() - busy) / (time.perf_counter() - begun) / IDLE_SANDBOXES * 100
+        restart = await _restart(platform, http, ids)
+        begun = time.perf_counter()
+        async with asyncio.TaskGroup() as group:
+            for each_id in ids:
+                group.create_task(http.delete(f"/v1/sandboxes/{each_id}", params={"grace_seconds": 0}))
+        deleted = time.perf_counter() - begun
+    return [
+        Row(
+            name=f"memory of an idle sandbox, {IDLE_SANDBOXES} at once, by MemAvailable",
+            unit="MiB",
+            value=each,
+            baseline=raw_each,
+            baseline_name="raw runsc with guest, gofer and slot, 20 at once",
+            limit=1.15,
+            note=f"created at {rate:.1f}/s, four at a time; all deleted in {deleted:.1f} s",
+        ),
+        Row(name="CPU of an idle sandbox", unit="% of a core", value=core, limit=0.06, note="whole machine, 20 s"),
+        restart,
+    ]
+
+
+async def _restart(platform: Platform, http: httpx.AsyncClient, ids: list[str]) -> Row:
+    before = platform.pid("node")
+    begun = time.perf_counter()
+    os.kill(before, 9)
+    while True:
+        try:
+            done = await http.post(f"/v1/sandboxes/{ids[0]}/run", json={"argv": ["true"]})
+        except httpx.TransportError:
+            continue
+        if done.status_code == 200 and platform.pid("node") != before:
+            break
+        await asyncio.sleep(0.01)
+    elapsed = time.perf_counter() - begun
+    for each in ids:
+        answer = await http.post(f"/v1/sandboxes/{each}/run", json={"argv": ["true"]})
+        assert answer.json()["exit_code"] == 0, answer.text
+    return Row(
+        name=f"node agent killed → a sandbox answers again, {len(ids)} sandboxes adopted",
+        unit="s",
+        value=elapsed,
+        note="includes the launcher's restart; afterwards every one of them answers",
+    )
+
+
+async def api_overhead(_platform: Platform, _raw: RawBox) -> list[Row]:
+    """The api and its store around a runtime that does nothing."""
+    rows: list[Row] = []
+    async with _fake_platform() as platform, platform.async_http() as http:
+        for concurrent in (1, 8, 32):
+            count = 200 if concurrent == 1 else 1200
+            samples: list[float] = []
+            limit = asyncio.Semaphore(concurrent)
+            body = {"resources": {"memory_mib": 64}, "timeout_seconds": 600}
+
+            async def one(limit: asyncio.Semaphore = limit, samples: list[float] = samples, body: Any = body) -> str:
+                async with limit:
+                    begun = time.perf_counter()
+                    answer = await http.post("/v1/sandboxes", json=body)
+                    samples.append((time.perf_counter() - begun) * 1000)
+                    return answer.raise_for_status().json()["id"]
+
+            gc.collect()
+            begun = time.perf_counter()
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(one()) for _ in range(count)]
+            rate = count / (time.perf_counter() - begun)
+            async with asyncio.TaskGroup() as group:
+                for task in tasks:
+                    group.create_task(http.delete(f"/v1/sandboxes/{task.result()}", params={"grace_seconds": 0}))
+            if concurrent == 1:
+                rows.append(
+                    Row(
+                        name="api + store + node overhead of a create (fake runtime), p50",
+                        unit="ms",
+                        value=median(samples),
+                        limit=5,
+                        note=f"p99 {percentile(samples, 99):.1f} ms",
+                    )
+                )
+            rows.append(
+                Row(
+                    name=f"creates per second over the fake runtime, {concurrent} at once",
+                    unit="/s",
+                    value=rate,
+                    limit=300 if concurrent == 32 else None,
+                    more_is_better=True,
+                    note=f"{count} creates; p50 {median(samples):.1f} ms, p99 {percentile(samples, 99):.1f} ms",
+                )
+            )
+    return rows
+
+
+@asynccontextmanager
+async def _fake_platform():  # noqa: ANN202 - an async context manager of Platform
+    with tempfile.TemporaryDirectory() as directory:
+        platform = start_platform(Path(directory), runtime="fake", max_sandboxes=4000)
+        try:
+            yield platform
+        finally:
+            platform.stop()
+
+
+def _available_mib() -> float:
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) / 1024
+    raise RuntimeError("no MemAvailable")
+
+
+def _busy_seconds() -> float:
+    fields = [int(field) for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:]]
+    return (sum(fields) - fields[3] - fields[4]) / os.sysconf("SC_CLK_TCK")
+
+
+BENCHMARKS: dict[str, Callable[[Platform, RawBox], Awaitable[list[Row]]]] = {
+    "round_trip": round_trip,
+    "cold_create": cold_create,
+    "throughput": throughput,
+    "api_overhead": api_overhead,
+    "idle": idle,
+}
+
+
+async def _bench(names: list[str]) -> list[Row]:
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as directory:
+        platform = start_platform(Path(directory) / "platform")
+        try:
+            async with raw_box(Path(directory) / "raw", cache_dir()) as raw:
+                for name in names:
+                    for row in await BENCHMARKS[name](platform, raw):
+                        ratio = "" if row.ratio is None else f"  {row.ratio:.2f} × {row.baseline_name}"
+                        print(f"{row.name}: {row.value:.2f} {row.unit}{ratio}  {row.verdict}", flush=True)
+                        rows.append(row)
+        finally:
+            platform.stop()
+    return rows
+
+
+def main() -> None:
+    """Run the named benchmarks, or all; only a whole run writes the page."""
+    names = sys.argv[1:] or list(BENCHMARKS)
+    rows = asyncio.run(_bench(names))
+    if not sys.argv[1:]:
+        machine = f"{os.cpu_count()} CPUs, Linux {host.release()}, Python {host.python_version()}"
+        PAGE.write_text(render(rows, machine, datetime.now(UTC)))
+        print(f"wrote {PAGE.name}")
+    missed = [row.name for row in rows if row.verdict == "missed"]
+    print(f"{len(rows)} rows, {len(missed)} missed" + "".join(f"\n  missed: {name}" for name in missed))
+
+
+if __name__ == "__main__":
+    main()
