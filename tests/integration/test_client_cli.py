@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.stub_api import Fault, StubApi, StubProcess, running
+from stub_api import Fault, StubApi, StubProcess, running
 
 _BARE = {"PATH": os.environ["PATH"], "COLUMNS": "200", "TERM": "dumb", "XDG_CONFIG_HOME": "/nonexistent"}
 

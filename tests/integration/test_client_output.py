@@ -7,6 +7,7 @@ import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from sandlot import (
     AsyncClient,
     AsyncSandbox,
@@ -19,8 +20,7 @@ from sandlot import (
     UnreachableError,
 )
 from sandlot.frames import FRAMES, NDJSON, decoder_for
-
-from tests.stub_api import Fault, StubApi, StubProcess, running
+from stub_api import Fault, StubApi, StubProcess, running
 
 _FAST = RetryPolicy(first_seconds=0, longest_seconds=0)
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
+
 from sandlot import (
     ApiError,
     AuthenticationError,
@@ -23,8 +24,7 @@ from sandlot import (
 from sandlot._requests import Request
 from sandlot.errors import SandlotError, from_problem
 from sandlot.retries import Patience
-
-from tests.stub_api import Fault, StubApi, running
+from stub_api import Fault, StubApi, running
 
 _FAST = RetryPolicy(attempts=5, first_seconds=0, longest_seconds=0)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import anyio
 import pytest
+
 import sandlot
 from sandlot import (
     AsyncClient,
@@ -28,8 +29,7 @@ from sandlot import (
     SandboxNotFoundError,
 )
 from sandlot.settings import load
-
-from tests.stub_api import Fault, StubApi, running
+from stub_api import Fault, StubApi, running
 
 _FAST = RetryPolicy(attempts=3, first_seconds=0)
 _CLIENT = Path(__file__).resolve().parents[2] / "clients" / "python"
