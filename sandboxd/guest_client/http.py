@@ -34,22 +34,32 @@ from sandboxd.guest_client.base import (
 )
 from sandboxd.guest_client.wire import parse_health, parse_init_result, parse_object, parse_problem, render_init
 
-MAX_JSON_BYTES: Final = 1_048_576
-MAX_LIST_BYTES: Final = 8 * 1_048_576
-MAX_HEAD_BYTES: Final = 1_048_576
-MAX_ERROR_BYTES: Final = 65_536
 MAX_CONNECTIONS: Final = 200
 """Below the 256 a guest takes, so that it is this client that says `too_many_streams`."""
 
-CONNECT_SECONDS: Final = 5.0
-ANSWER_SECONDS: Final = 15.0
-START_SECONDS: Final = 30.0
-STALL_SECONDS: Final = 45.0
-"""A guest that takes no byte of standard input answers within 30 s by itself."""
-SETTLE_SECONDS: Final = 0.02
-"""How long the end of a body may follow the exit frame for its connection to be kept."""
-IDLE_SECONDS: Final = 30.0
 READ_BYTES: Final = 262_144
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What a guest may make this client hold, and how long it may keep it waiting."""
+
+    json_bytes: int = 1_048_576
+    list_bytes: int = 8 * 1_048_576
+    head_bytes: int = 1_048_576
+    error_bytes: int = 65_536
+    connect_seconds: float = 5.0
+    answer_seconds: float = 15.0
+    start_seconds: float = 30.0
+    stall_seconds: float = 45.0
+    """A guest that takes no byte of standard input answers within 30 s by itself; keep-alives come every 15 s."""
+    write_seconds: float = 86_400.0
+    """One call that writes standard input, as long as both ends go on."""
+    settle_seconds: float = 0.02
+    """How long the end of a body may follow the exit frame for its connection to be kept."""
+    idle_seconds: float = 30.0
+
+
 _BROKEN: Final = (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, OSError, TimeoutError)
 _MAX_UNREAD_ANSWERS: Final = 4
 
@@ -67,10 +77,17 @@ class HttpGuest:
     """A Guest behind an address. Opens connections when they are needed and keeps them."""
 
     def __init__(
-        self, address: str, token: str, *, open_socket: Callable[[], socket.socket], port: int = GUEST_PORT
+        self,
+        address: str,
+        token: str,
+        *,
+        open_socket: Callable[[], socket.socket],
+        port: int = GUEST_PORT,
+        limits: Limits | None = None,
     ) -> None:
         self._url = URL.build(scheme="http", host=address, port=port)
         self._token = token
+        self._limits = limits or Limits()
         self._open_socket = open_socket
         self._opened: aiohttp.ClientSession | None = None
         self._closed = False
@@ -86,8 +103,8 @@ class HttpGuest:
         await self._nothing("POST", "backstop", json={"seconds": seconds})
 
     async def start(self, spec: dict[str, Any]) -> Started:
-        response = await self._send("POST", "processes", json=spec, seconds=START_SECONDS)
-        process = await self._body_object(response, MAX_JSON_BYTES, ANSWER_SECONDS)
+        response = await self._send("POST", "processes", json=spec, seconds=self._limits.start_seconds)
+        process = await self._body_object(response)
         return Started(process=process, joined=response.status == 200)
 
     def start_followed(self, spec: dict[str, Any]) -> AbstractAsyncContextManager[FollowedStart]:
@@ -95,8 +112,10 @@ class HttpGuest:
 
     @asynccontextmanager
     async def _start_followed(self, spec: dict[str, Any]) -> AsyncGenerator[FollowedStart]:
-        response = await self._send("POST", "processes", query={"follow": "1"}, json=spec, seconds=START_SECONDS)
-        stream = _Stream(response, silence_seconds=STALL_SECONDS, follow=True)
+        response = await self._send(
+            "POST", "processes", query={"follow": "1"}, json=spec, seconds=self._limits.start_seconds
+        )
+        stream = self._stream(response, self._limits.stall_seconds, follow=True)
         try:
             process = await stream.attached()
             yield _Followed(Started(process=process, joined=response.status == 200), stream)
@@ -105,7 +124,7 @@ class HttpGuest:
 
     async def processes(self, state: str | None, tag: str | None) -> list[dict[str, Any]]:
         query = {name: value for name, value in (("state", state), ("tag", tag)) if value is not None}
-        answer = await self._json("GET", "processes", query=query, max_bytes=MAX_LIST_BYTES)
+        answer = await self._json("GET", "processes", query=query, max_bytes=self._limits.list_bytes)
         items: Any = answer.get("items")
         if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):  # pyright: ignore[reportUnknownVariableType] - JSON
             raise GuestError("the guest's list holds no objects")
@@ -113,7 +132,7 @@ class HttpGuest:
 
     async def process(self, process_id: str, wait_seconds: float = 0) -> dict[str, Any]:
         query = {"wait_seconds": f"{wait_seconds:.3f}"} if wait_seconds > 0 else {}
-        seconds = ANSWER_SECONDS + wait_seconds
+        seconds = self._limits.answer_seconds + wait_seconds
         return await self._json("GET", f"processes/{process_id}", query=query, seconds=seconds)
 
     def output(
@@ -128,7 +147,7 @@ class HttpGuest:
         query = {"after": str(after)} if tail_bytes is None else {"tail_bytes": str(tail_bytes)}
         if follow:
             query |= {"follow": "1", "keepalive_seconds": f"{keepalive_seconds:g}"}
-        silence = 3 * keepalive_seconds if follow else ANSWER_SECONDS
+        silence = 3 * keepalive_seconds if follow else self._limits.answer_seconds
         return self._output(process_id, query, silence_seconds=silence, follow=follow)
 
     @asynccontextmanager
@@ -136,7 +155,7 @@ class HttpGuest:
         self, process_id: str, query: dict[str, str], *, silence_seconds: float, follow: bool
     ) -> AsyncGenerator[AsyncGenerator[Batch]]:
         response = await self._send("GET", f"processes/{process_id}/output", query=query)
-        stream = _Stream(response, silence_seconds=silence_seconds, follow=follow)
+        stream = self._stream(response, silence_seconds, follow=follow)
         try:
             yield stream.batches()
         finally:
@@ -144,7 +163,7 @@ class HttpGuest:
 
     async def head(self, process_id: str) -> list[Frame]:
         response = await self._send("GET", f"processes/{process_id}/head")
-        body = await self._body(response, MAX_HEAD_BYTES, ANSWER_SECONDS)
+        body = await self._body(response, self._limits.head_bytes)
         decoder = Decoder()
         try:
             frames = list(decoder.feed(body))
@@ -161,14 +180,14 @@ class HttpGuest:
             query["offset"] = str(offset)
         loop = asyncio.get_running_loop()
         failure: list[Exception] = []
-        scope = asyncio.timeout(STALL_SECONDS)
+        scope = asyncio.timeout(self._limits.stall_seconds)
 
         async def pump() -> AsyncGenerator[bytes]:
             try:
                 async for data in body:
-                    scope.reschedule(loop.time() + STALL_SECONDS)
+                    scope.reschedule(loop.time() + self._limits.stall_seconds)
                     yield data
-                scope.reschedule(loop.time() + STALL_SECONDS)
+                scope.reschedule(loop.time() + self._limits.stall_seconds)
             except Exception as error:
                 failure.append(error)
                 raise
@@ -176,9 +195,13 @@ class HttpGuest:
         try:
             async with scope:
                 response = await self._send(
-                    "POST", f"processes/{process_id}/stdin", query=query, data=pump(), seconds=None
+                    "POST",
+                    f"processes/{process_id}/stdin",
+                    query=query,
+                    data=pump(),
+                    seconds=self._limits.write_seconds,
                 )
-                return await self._body_object(response, MAX_JSON_BYTES, ANSWER_SECONDS)
+                return await self._body_object(response)
         except TimeoutError as error:
             raise GuestUnreachableError("the guest takes no standard input") from error
         except GuestUnreachableError:
@@ -198,15 +221,15 @@ class HttpGuest:
     async def write_file(self, path: str, body: bytes, *, user: str | None, mode: str | None) -> None:
         query = {"path": path, "parents": "1"}
         query |= {name: value for name, value in (("user", user), ("mode", mode)) if value is not None}
-        response = await self._send("PUT", "files", query=query, data=body, seconds=START_SECONDS)
-        await self._body(response, MAX_JSON_BYTES, ANSWER_SECONDS)
+        response = await self._send("PUT", "files", query=query, data=body, seconds=self._limits.start_seconds)
+        await self._body(response, self._limits.json_bytes)
 
     async def metrics(self) -> dict[str, Any]:
         return await self._json("GET", "metrics")
 
     async def shutdown(self, grace_seconds: float) -> None:
         body = {"grace_seconds": grace_seconds}
-        await self._json("POST", "shutdown", json=body, seconds=ANSWER_SECONDS + grace_seconds)
+        await self._json("POST", "shutdown", json=body, seconds=self._limits.answer_seconds + grace_seconds)
 
     async def close(self) -> None:
         self._closed = True
@@ -225,7 +248,7 @@ class HttpGuest:
     def _open_session(self) -> aiohttp.ClientSession:
         connector = aiohttp.TCPConnector(
             limit=MAX_CONNECTIONS,
-            keepalive_timeout=IDLE_SECONDS,
+            keepalive_timeout=self._limits.idle_seconds,
             use_dns_cache=False,
             ssl=False,
             happy_eyeballs_delay=None,
@@ -239,7 +262,9 @@ class HttpGuest:
             cookie_jar=aiohttp.DummyCookieJar(),
             headers={"Authorization": f"Bearer {self._token}"},
             skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding"),
-            timeout=aiohttp.ClientTimeout(total=None, connect=CONNECT_SECONDS, sock_connect=CONNECT_SECONDS),
+            timeout=aiohttp.ClientTimeout(
+                total=None, connect=self._limits.connect_seconds, sock_connect=self._limits.connect_seconds
+            ),
             auto_decompress=False,
             trust_env=False,
             read_bufsize=READ_BYTES,
@@ -258,11 +283,11 @@ class HttpGuest:
         *,
         query: dict[str, str] | None = None,
         json: dict[str, Any] | None = None,
-        seconds: float = ANSWER_SECONDS,
-        max_bytes: int = MAX_JSON_BYTES,
+        seconds: float | None = None,
+        max_bytes: int | None = None,
     ) -> dict[str, Any]:
         response = await self._send(method, path, query=query, json=json, seconds=seconds)
-        return await self._body_object(response, max_bytes, ANSWER_SECONDS)
+        return await self._body_object(response, max_bytes)
 
     async def _nothing(
         self,
@@ -274,7 +299,7 @@ class HttpGuest:
         again: bool = True,
     ) -> None:
         response = await self._send(method, path, json=json, headers=headers, again=again)
-        await self._body(response, MAX_ERROR_BYTES, ANSWER_SECONDS)
+        await self._body(response, self._limits.error_bytes)
 
     async def _send(
         self,
@@ -285,7 +310,7 @@ class HttpGuest:
         json: dict[str, Any] | None = None,
         data: bytes | AsyncGenerator[bytes] | None = None,
         headers: dict[str, str] | None = None,
-        seconds: float | None = ANSWER_SECONDS,
+        seconds: float | None = None,
         again: bool = True,
     ) -> aiohttp.ClientResponse:
         """Send a request and return the answer with its body unread.
@@ -319,7 +344,7 @@ class HttpGuest:
         seconds: float | None,
     ) -> aiohttp.ClientResponse:
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(self._limits.answer_seconds if seconds is None else seconds):
                 return await self._session.request(method, url, data=data, headers=headers, allow_redirects=False)
         except aiohttp.ConnectionTimeoutError as error:
             if len(self._session.connector._acquired if self._session.connector else ()) >= MAX_CONNECTIONS:  # noqa: SLF001 - the only way to tell the pool from the peer
@@ -337,18 +362,22 @@ class HttpGuest:
         if response.status < 400:
             response.close()
             raise GuestError(f"the guest answered {response.status}")
-        body = await self._body(response, MAX_ERROR_BYTES, ANSWER_SECONDS)
+        body = await self._body(response, self._limits.error_bytes)
         raise parse_problem(response.status, body)
 
-    async def _body_object(self, response: aiohttp.ClientResponse, max_bytes: int, seconds: float) -> dict[str, Any]:
-        return parse_object(await self._body(response, max_bytes, seconds))
+    def _stream(self, response: aiohttp.ClientResponse, silence_seconds: float, *, follow: bool) -> "_Stream":
+        settle_seconds = self._limits.settle_seconds
+        return _Stream(response, silence_seconds=silence_seconds, settle_seconds=settle_seconds, follow=follow)
 
-    async def _body(self, response: aiohttp.ClientResponse, max_bytes: int, seconds: float) -> bytes:
+    async def _body_object(self, response: aiohttp.ClientResponse, max_bytes: int | None = None) -> dict[str, Any]:
+        return parse_object(await self._body(response, max_bytes or self._limits.json_bytes))
+
+    async def _body(self, response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
         """Read a whole body within both limits."""
         parts: list[bytes] = []
         size = 0
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(self._limits.answer_seconds):
                 while data := await response.content.readany():
                     parts.append(data)
                     size += len(data)
@@ -366,9 +395,12 @@ class HttpGuest:
 class _Stream:
     """Frames of one response: whole ones only, each within a time."""
 
-    def __init__(self, response: aiohttp.ClientResponse, *, silence_seconds: float, follow: bool) -> None:
+    def __init__(
+        self, response: aiohttp.ClientResponse, *, silence_seconds: float, settle_seconds: float, follow: bool
+    ) -> None:
         self._response = response
         self._silence_seconds = silence_seconds
+        self._settle_seconds = settle_seconds
         self._follow = follow
         self._decoder = Decoder()
         self._over = False
@@ -424,7 +456,7 @@ class _Stream:
         content = self._response.content
         if self._over and not content.at_eof():
             try:
-                async with asyncio.timeout(SETTLE_SECONDS):
+                async with asyncio.timeout(self._settle_seconds):
                     await content.readany()
             except (*_BROKEN, HttpProcessingError):
                 pass
