@@ -95,6 +95,9 @@ func prepare(native bool) (tree.Forest, error) {
 	}
 	// Taken, not ignored: what is ignored would be ignored by every process started from here.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2)
+	if err := os.Mkdir("/tmp", 0o777); err == nil {
+		_ = os.Chmod("/tmp", os.ModeSticky|0o777)
+	}
 	forest, err := tree.MountCgroups()
 	if err != nil {
 		return nil, err

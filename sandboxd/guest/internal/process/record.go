@@ -3,6 +3,7 @@ package process
 import (
 	"encoding/json"
 	"errors"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -28,6 +29,9 @@ const (
 	endTerminate
 	endKill
 )
+
+// shownArgvBytes is the most that is shown of a command line.
+const shownArgvBytes = 4096
 
 const killPatience = 5 * time.Second
 
@@ -215,18 +219,40 @@ func (r *Record) Done() <-chan struct{} { return r.done }
 // Ring is the output.
 func (r *Record) Ring() *output.Ring { return r.ring }
 
-// View describes the process now.
+// View describes the process now, with what it used so far.
 func (r *Record) View() wire.Process {
+	view := r.Sketch()
+	if view.State == "running" {
+		view.CPUUsedSeconds, view.PeakMemoryBytes = metrics.Process(view.PID)
+	}
+	return view
+}
+
+// Sketch is View without the use of a running process, which is slow to ask for.
+func (r *Record) Sketch() wire.Process {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	view := r.view
+	view.Argv = shown(view.Argv)
 	view.FirstSeq, view.NextSeq, view.StdoutBytes, view.StderrBytes = r.ring.Positions()
 	view.StdinOffset, view.StdinClosed = r.stdin.offset, r.stdin.closed
 	if view.State == "running" {
 		view.DurationSeconds = time.Since(r.started).Seconds()
-		view.CPUUsedSeconds, view.PeakMemoryBytes = metrics.Process(view.PID)
 	}
 	return view
+}
+
+// shown cuts arguments, so that a process fits into a frame: who started it knows them.
+func shown(argv []string) []string {
+	left := shownArgvBytes
+	for i, argument := range argv {
+		if len(argument) > left {
+			short := append([]string(nil), argv[:i]...)
+			return append(short, strings.ToValidUTF8(argument[:left], "")+"…")
+		}
+		left -= len(argument)
+	}
+	return argv
 }
 
 func (r *Record) timedOut() { r.terminate(endTimeout) }

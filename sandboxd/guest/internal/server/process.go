@@ -15,7 +15,6 @@ const (
 	keepaliveSeconds = 15
 	leastKeepalive   = 0.05
 	mostKeepalive    = 3600
-	shownArgvBytes   = 16 * 1024
 )
 
 func (s *Server) start(w http.ResponseWriter, r *http.Request, _ string) *wire.Problem {
@@ -37,7 +36,7 @@ func (s *Server) start(w http.ResponseWriter, r *http.Request, _ string) *wire.P
 		status = http.StatusOK
 	}
 	if !follow {
-		return answer(w, status, record.View())
+		return answer(w, status, record.Sketch())
 	}
 	reader, problem := record.Ring().Open(0)
 	if problem != nil {
@@ -48,32 +47,10 @@ func (s *Server) start(w http.ResponseWriter, r *http.Request, _ string) *wire.P
 	return nil
 }
 
-// attached renders the frame a followed start begins with. Arguments that do not fit into a frame are left out: who
-// started the process knows them.
+// attached renders the frame a followed start begins with.
 func attached(record *process.Record) []byte {
-	view := record.View()
-	payload, _ := json.Marshal(view)
-	if len(payload) > wire.MaxPayload {
-		view.Argv = shortened(view.Argv)
-		payload, _ = json.Marshal(view)
-	}
-	if len(payload) > wire.MaxPayload {
-		view.Argv = []string{}
-		payload, _ = json.Marshal(view)
-	}
+	payload, _ := json.Marshal(record.Sketch())
 	return wire.AppendFrame(nil, wire.KindAttached, 0, time.Now().UnixMicro(), payload)
-}
-
-func shortened(argv []string) []string {
-	left := shownArgvBytes
-	var short []string
-	for _, argument := range argv {
-		short = append(short, argument[:min(len(argument), left)])
-		if left -= len(argument) + 1; left <= 0 {
-			break
-		}
-	}
-	return short
 }
 
 func (s *Server) list(w http.ResponseWriter, r *http.Request, _ string) *wire.Problem {
