@@ -21,7 +21,6 @@ from sandboxd.network.netns import inside, is_pin, read_sysctl, write_sysctl
 _EVERYWHERE = IPv4Network("0.0.0.0/0")
 _HOST_MAC = bytes.fromhex("025c00000001")
 _ROUTER_MAC = bytes.fromhex("025c00000002")
-_ROUTER_INDEX = 2
 _DEFAULT_MTU = 1500
 
 
@@ -160,19 +159,17 @@ class HostSide:
         try:
             links.make_veth(
                 End(name=self.link_name, mac=_HOST_MAC),
-                End(name=UPLINK, mac=_ROUTER_MAC, index=_ROUTER_INDEX),
+                End(name=UPLINK, mac=_ROUTER_MAC),
                 handle,
                 device.mtu if device is not None else _DEFAULT_MTU,
             )
         finally:
             os.close(handle)
-        link = links.find(self.link_name)
-        if link is None:
-            raise NetworkError(f"{self.link_name} disappeared while it was made")
         _quiet(self.link_name)
-        uplink = self._address(links, link)
+        uplink = self._address(links, _existing(links, self.link_name))
         with inside(self._router_pin), Links() as within:
-            within.configure(_ROUTER_INDEX, address=uplink.router, neighbour=_host_end(uplink), gateway=uplink.host.ip)
+            other = _existing(within, UPLINK)
+            within.configure(other.index, address=uplink.router, neighbour=_host_end(uplink), gateway=uplink.host.ip)
         return uplink
 
     def _address(self, links: Links, link: Link) -> Uplink:
@@ -196,6 +193,13 @@ def _is_taken(links: Links, network: IPv4Network, but: int) -> bool:
         if link.index != but:
             used.extend(address.network for address in links.addresses(link.index))
     return any(network.overlaps(other) for other in used)
+
+
+def _existing(links: Links, name: str) -> Link:
+    link = links.find(name)
+    if link is None:
+        raise NetworkError(f"the link {name} disappeared while it was made")
+    return link
 
 
 def _default_device(links: Links) -> Link | None:
