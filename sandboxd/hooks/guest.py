@@ -74,8 +74,10 @@ class GuestHook:
     def _init(self, parts: Parts, slot: Slot) -> Init:
         config = parts.image.config if parts.image else None
         backstop = None
-        if parts.wall_deadline is not None:
-            backstop = max(1.0, parts.wall_deadline - self._clock.boottime()) + self._margin_seconds
+        if parts.spec.timeout_seconds is not None:
+            # Its time begins now; until here the deadline was an estimate that a slow start could not cut short.
+            parts.wall_deadline = self._clock.boottime() + parts.spec.timeout_seconds
+            backstop = parts.spec.timeout_seconds + self._margin_seconds
         return Init(
             hostname=parts.spec.hostname,
             env=parts.env,

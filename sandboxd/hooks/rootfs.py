@@ -3,7 +3,6 @@
 import asyncio
 import shutil
 from pathlib import Path
-from typing import Final
 
 import structlog
 
@@ -18,7 +17,7 @@ class RootfsHook:
 
     name = "rootfs"
     steps = ("rootfs.lease", "rootfs.upper", "rootfs.prepared", "rootfs.remove", "rootfs.unlease", "rootfs.removed")
-    safe_after: Final = frozenset({"launch"})
+    safe_after = frozenset({"launch"})
 
     def __init__(self, images: Images, upper_dir: Path, points: FailPoints) -> None:
         self._images = images

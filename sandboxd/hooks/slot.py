@@ -1,6 +1,5 @@
 """The slot: a network of the sandbox's own, with egress blocked."""
 
-from typing import Final
 
 from sandboxd.hooks.base import FailPoints, Parts
 from sandboxd.network.base import Network, NetworkError
@@ -12,7 +11,7 @@ class SlotHook:
     name = "slot"
     steps = ("slot.acquire", "slot.acquired", "slot.release", "slot.released")
     # A slot that is handed on while a sentry still sits in it would put two sandboxes on one link.
-    safe_after: Final = frozenset({"launch"})
+    safe_after = frozenset({"launch"})
 
     def __init__(self, network: Network, points: FailPoints) -> None:
         self._network = network
