@@ -37,7 +37,7 @@ class Settings(BaseSettings):
     """How long a node may take to start a sandbox."""
     record_days: int = Field(default=30, ge=1)
     """How long the record of an ended sandbox stays readable."""
-    drain_seconds: int = Field(default=5, ge=0)
+    api_drain_seconds: int = Field(default=5, ge=0)
     """How long open answers may go on after a stop was asked for."""
 
     @property

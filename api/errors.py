@@ -1,35 +1,13 @@
 """Expected failures of the control plane. The codes are the contract's; here are the ones with several members.
 
 ProblemError (contract)
-├── InvalidRequestError      422 invalid_request, `errors` by place
 ├── SandboxNotFoundError     404 sandbox_not_found, for another project's too
 ├── SandboxEndedError        410 sandbox_ended, with how it ended
 ├── NameTakenError           409 name_taken, with who has it
 └── NotImplementedProblem    501 not_implemented, `reason` names the feature
 """
 
-from collections.abc import Sequence
-from typing import TypedDict
-
 from sandboxd.contract.problems import ProblemError
-
-
-class Fault(TypedDict):
-    """One thing that is wrong with a request, and where: a JSON pointer, `query:name` or `header:name`."""
-
-    path: str
-    code: str
-    message: str
-
-
-class InvalidRequestError(ProblemError):
-    """Something of the request is unknown, missing or outside its limits."""
-
-    def __init__(self, errors: Sequence[Fault]) -> None:
-        first = errors[0]
-        more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-        place = first["path"] or "the body"
-        super().__init__("invalid_request", f"{place}: {first['message']}{more}", errors=list(errors))
 
 
 class SandboxNotFoundError(ProblemError):
@@ -75,12 +53,3 @@ class NotImplementedProblem(ProblemError):  # noqa: N818 - NotImplementedError i
             reason=feature,
             hint="Leave it out; GET /v1/me lists the features of this server.",
         )
-
-
-def fault(path: str, message: str, code: str = "value_error") -> Fault:
-    return {"path": path, "code": code, "message": message}
-
-
-def invalid(path: str, message: str, code: str = "value_error") -> InvalidRequestError:
-    """Return the problem of one fault."""
-    return InvalidRequestError([fault(path, message, code)])

@@ -5,6 +5,9 @@ from alembic import context
 from api.store.tables import METADATA
 
 context.configure(
-    connection=context.config.attributes["connection"], target_metadata=METADATA, transactional_ddl=True, transaction_per_migration=False
+    connection=context.config.attributes["connection"],
+    target_metadata=METADATA,
+    transactional_ddl=True,
+    transaction_per_migration=False,
 )
 context.run_migrations()

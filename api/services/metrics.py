@@ -11,7 +11,10 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.requests = Counter(
-            "sandlot_api_requests_total", "Answers by operation and status.", ["operation", "status"], registry=self.registry
+            "sandlot_api_requests_total",
+            "Answers by operation and status.",
+            ["operation", "status"],
+            registry=self.registry,
         )
         self.request_seconds = Histogram(
             "sandlot_api_request_seconds",
@@ -24,9 +27,14 @@ class Metrics:
             "sandlot_sandbox_creates_total", "Creates by outcome.", ["outcome"], registry=self.registry
         )
         self.ends = Counter(
-            "sandlot_sandbox_ends_total", "Ended sandboxes by state and reason.", ["state", "reason"], registry=self.registry
+            "sandlot_sandbox_ends_total",
+            "Ended sandboxes by state and reason.",
+            ["state", "reason"],
+            registry=self.registry,
         )
-        self.observed = Gauge("sandlot_sandboxes", "Sandboxes nodes report, by state.", ["state"], registry=self.registry)
+        self.observed = Gauge(
+            "sandlot_sandboxes", "Sandboxes nodes report, by state.", ["state"], registry=self.registry
+        )
         self.nodes = Gauge("sandlot_nodes", "Nodes by state.", ["state"], registry=self.registry)
         self.reports = Counter(
             "sandlot_node_reports_total", "Node reports by outcome.", ["outcome"], registry=self.registry

@@ -89,7 +89,11 @@ class NodeClient:
 
     async def ensure(self, address: str, sandbox_id: str, body: EnsureSandbox) -> SandboxReport:
         return await self._call(
-            address, "PUT", f"/node/v1/sandboxes/{sandbox_id}", seconds=body.deadline_seconds + _SLACK_SECONDS, body=body
+            address,
+            "PUT",
+            f"/node/v1/sandboxes/{sandbox_id}",
+            seconds=body.deadline_seconds + _SLACK_SECONDS,
+            body=body,
         )
 
     async def report(self, address: str, sandbox_id: str) -> SandboxReport:
@@ -98,7 +102,7 @@ class NodeClient:
     async def patch(self, address: str, sandbox_id: str, body: PatchSandbox) -> SandboxReport:
         return await self._call(address, "PATCH", f"/node/v1/sandboxes/{sandbox_id}", seconds=10, body=body)
 
-    async def stop(  # noqa: PLR0913 - a stop is guarded by generation and epoch and timed twice
+    async def stop(
         self, address: str, sandbox_id: str, *, generation: int, epoch: int, grace_seconds: float, wait_seconds: float
     ) -> SandboxReport:
         query = {
@@ -111,7 +115,7 @@ class NodeClient:
         seconds = wait_seconds + _SLACK_SECONDS
         return await self._call(address, "DELETE", f"/node/v1/sandboxes/{sandbox_id}", seconds=seconds, query=query)
 
-    async def _call(  # noqa: PLR0913 - one HTTP call
+    async def _call(
         self,
         address: str,
         method: str,

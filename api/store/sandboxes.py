@@ -1,4 +1,7 @@
-"""Sandboxes: the promise, the intent, and what nodes say. State moves only here, and only along the contract's table."""
+"""Sandboxes: the promise, the intent, and what nodes say.
+
+State moves only here, and only along the contract's table.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +15,7 @@ from api.store.tables import SANDBOXES, Sandbox
 from sandboxd.contract.messages import SandboxReport
 from sandboxd.contract.problems import ProblemError
 from sandboxd.contract.reasons import SandboxReason
-from sandboxd.contract.states import TERMINAL, DesiredState, SandboxState, is_legal, require_legal
+from sandboxd.contract.states import NODE_STATES, TERMINAL, DesiredState, SandboxState, is_legal, require_legal
 
 _c = SANDBOXES.c
 _MINE: Final = and_(_c.project_id == bindparam("p_project"), _c.id == bindparam("p_id"))
@@ -41,14 +44,19 @@ def _record(row: Row[Any]) -> Sandbox:
 def insert_new(connection: Connection, project_id: str, sandbox: Sandbox, *, or_existing: bool) -> Found:
     """Add a sandbox, or return the live one of the same name if `or_existing`. Raises NameTakenError otherwise."""
     if sandbox.name is not None:
-        row = connection.execute(_LIVE_NAME, {"p_project": project_id, "p_name": sandbox.name}).first()
-        if row is not None:
-            existing = _record(row)
-            if not or_existing:
-                raise NameTakenError(sandbox.name, existing.id)
+        existing = find_named(connection, project_id, sandbox.name)
+        if existing is not None and not or_existing:
+            raise NameTakenError(sandbox.name, existing.id)
+        if existing is not None:
             return Found(existing, created=False)
     connection.execute(_INSERT, {**sandbox.__dict__, "project_id": project_id})
     return Found(sandbox, created=True)
+
+
+def find_named(connection: Connection, project_id: str, name: str) -> Sandbox | None:
+    """Return the live sandbox of a name."""
+    row = connection.execute(_LIVE_NAME, {"p_project": project_id, "p_name": name}).first()
+    return None if row is None else _record(row)
 
 
 def find(connection: Connection, project_id: str, sandbox_id: str) -> Sandbox | None:
@@ -82,7 +90,7 @@ class Filter:
     created_before: int | None = None
 
 
-def list_page(  # noqa: PLR0913 - a page is a filter, a place, a direction and a size
+def list_page(
     connection: Connection,
     project_id: str,
     wanted: Filter,
@@ -143,7 +151,9 @@ def _moved(sandbox: Sandbox, target: SandboxState, now_us: int) -> dict[str, Any
     return changes
 
 
-def ask_stop(connection: Connection, project_id: str, sandbox_id: str, *, now_us: int, match: frozenset[int] | None) -> Sandbox:
+def ask_stop(
+    connection: Connection, project_id: str, sandbox_id: str, *, now_us: int, match: frozenset[int] | None
+) -> Sandbox:
     """Record that it shall stop. Asking again changes nothing. Raises SandboxNotFoundError, `generation_mismatch`."""
     return _ask_stop(connection, get(connection, project_id, sandbox_id), now_us, match)
 
@@ -173,14 +183,14 @@ def require_generation(sandbox: Sandbox, match: frozenset[int] | None) -> None:
         )
 
 
-def ask_stop_matching(connection: Connection, project_id: str, wanted: Filter, *, now_us: int, limit: int) -> list[Sandbox]:
-    """Record for up to `limit` matching sandboxes that they shall stop, and return them."""
-    matching = list_page(connection, project_id, wanted, after=None, descending=False, limit=limit)
-    return [_ask_stop(connection, sandbox, now_us, None) for sandbox in matching if sandbox.ended_at is None]
-
-
 def change(
-    connection: Connection, project_id: str, sandbox_id: str, *, generation: int, changes: Mapping[str, Any], now_us: int
+    connection: Connection,
+    project_id: str,
+    sandbox_id: str,
+    *,
+    generation: int,
+    changes: Mapping[str, Any],
+    now_us: int,
 ) -> Sandbox | None:
     """Write what a caller asked to change and raise the generation; None if it is not at `generation` any more.
 
@@ -191,9 +201,9 @@ def change(
         return None
     name = changes.get("name")
     if name is not None and name != sandbox.name:
-        row = connection.execute(_LIVE_NAME, {"p_project": project_id, "p_name": name}).first()
-        if row is not None:
-            raise NameTakenError(name, _record(row).id)
+        existing = find_named(connection, project_id, name)
+        if existing is not None:
+            raise NameTakenError(name, existing.id)
     return _update(connection, sandbox, {**changes, "generation": generation + 1, "updated_at": now_us})
 
 
@@ -210,7 +220,7 @@ def forget_any_project(connection: Connection, sandbox_id: str) -> None:
     connection.execute(_DELETE_ANY, {"p_id": sandbox_id})
 
 
-def end_any_project(  # noqa: PLR0913 - an ending is a state, a reason, a message and a time
+def end_any_project(
     connection: Connection,
     sandbox_id: str,
     *,
@@ -230,9 +240,7 @@ def end_any_project(  # noqa: PLR0913 - an ending is a state, a reason, a messag
             sandbox = _update(connection, sandbox, _moved(sandbox, SandboxState.STOPPING, now_us))
     if target == SandboxState.STOPPED and not is_legal(SandboxState(sandbox.state), target):
         target, reason = SandboxState.FAILED, SandboxReason.RUNTIME_FAILED
-    return _update(
-        connection, sandbox, _moved(sandbox, target, now_us) | {"reason": reason.value, "message": message}
-    )
+    return _update(connection, sandbox, _moved(sandbox, target, now_us) | {"reason": reason.value, "message": message})
 
 
 class Applied(NamedTuple):
@@ -269,7 +277,7 @@ def _observed(sandbox: Sandbox, report: SandboxReport, now_us: int) -> dict[str,
     state = SandboxState(sandbox.state)
     changes: dict[str, Any] = {}
     if report.state != state:
-        if not is_legal(state, report.state):
+        if report.state not in NODE_STATES or not is_legal(state, report.state):
             return None
         changes = _moved(sandbox, report.state, now_us)
     seen: dict[str, Any] = {
@@ -328,10 +336,12 @@ def bury_lost_any_project(connection: Connection, *, lost_before_us: int, now_us
     return [sandbox.id for sandbox in sandboxes]
 
 
-def live_on_any_project(connection: Connection, node_id: str) -> list[Sandbox]:
-    """Return every sandbox believed to be on a node."""
-    rows = connection.execute(select(SANDBOXES).where(_c.node_id == node_id, _LIVE))
-    return [_record(row) for row in rows]
+_ON_NODE: Final = select(_c.id).where(_c.node_id == bindparam("p_node"), _LIVE, _c.state != SandboxState.PENDING.value)
+
+
+def taken_by_any_project(connection: Connection, node_id: str) -> list[str]:
+    """Return the ids of the live sandboxes that a node has once taken."""
+    return list(connection.execute(_ON_NODE, {"p_node": node_id}).scalars())
 
 
 def unstopped_any_project(connection: Connection, *, asked_before_us: int, limit: int) -> list[Sandbox]:
@@ -362,7 +372,9 @@ def orphans_any_project(connection: Connection, *, incarnation: str, now_us: int
     return [_ask_stop(connection, _record(row), now_us, None) for row in rows]
 
 
-def adopt(connection: Connection, project_id: str, sandbox_id: str, *, incarnation: str, start_deadline_at: int) -> Sandbox | None:
+def adopt(
+    connection: Connection, project_id: str, sandbox_id: str, *, incarnation: str, start_deadline_at: int
+) -> Sandbox | None:
     """Take over a pending sandbox of an earlier start of the api, whose env the caller has sent again. None: not so."""
     sandbox = get(connection, project_id, sandbox_id)
     if sandbox.state != SandboxState.PENDING or sandbox.incarnation == incarnation:

@@ -164,7 +164,13 @@ NODES: Final = _table(NodeTable)
 METADATA: Final = SQLModel.metadata
 
 _c = SANDBOXES.c
-Index("sandboxes_live", _c.project_id, _c.state, sqlite_where=_c.ended_at.is_(None), postgresql_where=_c.ended_at.is_(None))
+Index(
+    "sandboxes_live",
+    _c.project_id,
+    _c.state,
+    sqlite_where=_c.ended_at.is_(None),
+    postgresql_where=_c.ended_at.is_(None),
+)
 Index(
     "sandboxes_live_name",
     _c.project_id,

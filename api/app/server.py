@@ -1,0 +1,144 @@
+"""Listens: the public address, the internal socket of this box's nodes, and metrics where they are wanted."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import struct
+import sys
+from collections.abc import AsyncIterator, Generator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+import structlog
+import uvicorn
+import uvloop
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from api.app.platform import SOURCES, open_platform
+from api.app.public import internal_app, on, public_app
+from api.config import Settings
+from api.services.platform import Platform, Sources
+
+_log = structlog.get_logger()
+_BACKLOG: Final = 2048
+_CREDENTIALS: Final = struct.Struct("3i")
+
+
+class _PeerProtocol(HttpToolsProtocol):
+    """Serves root and this user alone: who else can open the socket must not speak for a node."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride] - uvicorn narrows it the same way
+        connection: socket.socket = transport.get_extra_info("socket")
+        raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        _, uid, _ = _CREDENTIALS.unpack(raw)
+        super().connection_made(transport)
+        if uid not in {0, os.geteuid()}:
+            _log.warning("peer refused", uid=uid)
+            transport.abort()
+
+
+class _Server(uvicorn.Server):
+    """A server among several in one program, which handles signals itself."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None]:
+        yield
+
+
+def _server(app: ASGIApp, settings: Settings, protocol: type[asyncio.Protocol] = HttpToolsProtocol) -> _Server:
+    return _Server(
+        uvicorn.Config(
+            app,
+            http=protocol,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=75,
+            timeout_graceful_shutdown=settings.api_drain_seconds,
+        )
+    )
+
+
+def _tcp_socket(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind((host, port))
+    listener.listen(_BACKLOG)
+    return listener
+
+
+def _unix_socket(path: Path) -> socket.socket:
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(str(path))
+    path.chmod(0o660)
+    listener.listen(_BACKLOG)
+    return listener
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+@asynccontextmanager
+async def serving(settings: Settings, sources: Sources = SOURCES) -> AsyncIterator[tuple[Platform, str]]:
+    """Serve while the context lasts; yields the platform and the public address. On leaving, open answers may end."""
+    async with open_platform(settings, sources) as platform:
+        public = _tcp_socket(settings.api_host, settings.api_port)
+        listeners = [
+            (_server(on(platform, public_app()), settings), public),
+            (
+                _server(on(platform, internal_app(reports=True)), settings, _PeerProtocol),
+                _unix_socket(settings.socket_path),
+            ),
+        ]
+        if settings.api_metrics_port is not None:
+            metrics = _tcp_socket(settings.api_host, settings.api_metrics_port)
+            listeners.append((_server(on(platform, internal_app(reports=False)), settings), metrics))
+        url = _url(public)
+        async with asyncio.TaskGroup() as group:
+            for server, listener in listeners:
+                group.create_task(server.serve(sockets=[listener]))
+            try:
+                (settings.private_dir / "url").write_text(url + "\n", encoding="ascii")
+                _log.info("serving", url=url, internal=str(settings.socket_path))
+                yield platform, url
+            finally:
+                for server, _ in listeners:
+                    server.should_exit = True
+        settings.socket_path.unlink(missing_ok=True)
+
+
+async def _serve(settings: Settings) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with serving(settings):
+        await stop.wait()
+    _log.info("stopped")
+
+
+def main() -> None:
+    """Run until SIGTERM or SIGINT. Sandboxes live on."""
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+    )
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(Settings()))

@@ -1,0 +1,16 @@
+"""Records that have been kept long enough."""
+
+from typing import Final
+
+from api.services.platform import Platform
+from api.store import idempotency, sandboxes
+
+_BATCH: Final = 1000
+
+
+async def purge(platform: Platform) -> None:
+    """Remove old records of ended sandboxes, and old idempotency keys."""
+    now_us = platform.sources.now_us()
+    before = now_us - platform.settings.record_days * 86_400 * 1_000_000
+    await platform.database.write(sandboxes.purge_any_project, ended_before_us=before, limit=_BATCH)
+    await platform.database.write(idempotency.purge_any_project, now_us=now_us)

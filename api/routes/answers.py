@@ -1,0 +1,47 @@
+"""Answers: JSON, problems, and the headers that go with them."""
+
+from typing import Final
+
+from pydantic import BaseModel
+from pydantic_core import to_json
+from starlette.requests import Request
+from starlette.responses import Response
+
+from api.services.platform import Platform
+from api.services.views import render, view
+from api.store.tables import Sandbox
+from sandboxd.contract.problems import MEDIA_TYPE, ProblemError
+
+REPLAYED: Final = "Idempotency-Replayed"
+
+
+def json_answer(model: BaseModel, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """Render a model."""
+    return Response(render(model), status, headers, media_type="application/json")
+
+
+def sandbox_answer(platform: Platform, row: Sandbox, status: int = 200, *, replayed: bool = False) -> Response:
+    """Render a sandbox with its ETag."""
+    headers = {"ETag": f'"{row.generation}"'}
+    if replayed:
+        headers[REPLAYED] = "true"
+    seen = platform.fleet.observed.get(row.id)
+    return json_answer(view(row, seen, platform.sources.now_us()), status, headers)
+
+
+def problem_answer(request: Request, error: ProblemError) -> Response:
+    """Render a problem."""
+    headers: dict[str, str] = {}
+    if error.retry_after_seconds is not None:
+        headers["Retry-After"] = str(max(1, round(error.retry_after_seconds)))
+    if error.code == "unauthenticated":
+        headers["WWW-Authenticate"] = "Bearer"
+    body = error.body(request.scope["sandlot.request_id"])
+    if trace_id := _trace_id(request):
+        body["trace_id"] = trace_id
+    return Response(to_json(body), error.status, headers, media_type=MEDIA_TYPE)
+
+
+def _trace_id(request: Request) -> str | None:
+    parts = request.headers.get("traceparent", "").split("-")
+    return parts[1] if len(parts) == 4 and len(parts[1]) == 32 and parts[1].isalnum() else None

@@ -1,0 +1,170 @@
+"""Data-plane calls: the node's answer, byte for byte, streaming both ways.
+
+A client that vanishes takes its call along.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from contextlib import aclosing
+from typing import Any, Final
+
+import aiohttp
+from multidict import CIMultiDict
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+from yarl import URL
+
+from api.routes.answers import problem_answer
+from api.services.node_client import REQUEST_ID
+from sandboxd.contract.problems import ProblemError
+
+_SMALL: Final = 64 * 1024
+"""Bodies up to this are passed on in one piece."""
+_HOP_BY_HOP: Final = frozenset(
+    {
+        b"connection",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+    }
+)
+_NOT_TO_NODE: Final = _HOP_BY_HOP | {
+    b"host",
+    b"authorization",
+    b"x-api-key",
+    b"cookie",
+    b"expect",
+    b"sandlot-request-id",
+    b"sandlot-project",
+}
+_NOT_TO_CLIENT: Final = _HOP_BY_HOP | {b"date", b"server"}
+_AUTOMATIC: Final = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
+_MOVED: Final = 421
+
+
+class _ClientGoneError(Exception):
+    """The client closed its connection while it was sending."""
+
+
+class _Upload:
+    """The request's body, and the client's presence after it."""
+
+    def __init__(self, receive: Receive, scope: Scope) -> None:
+        self._receive = receive
+        headers = dict(scope["headers"])
+        length = headers.get(b"content-length", b"")
+        self._length = int(length) if length.isdigit() else None
+        self._has_body = bool(self._length) or b"transfer-encoding" in headers
+        self._finished = asyncio.Event()
+
+    async def data(self) -> bytes | AsyncGenerator[bytes] | None:
+        """Return the body as it is best passed on."""
+        if not self._has_body:
+            self._finished.set()
+            return None
+        if self._length is not None and self._length <= _SMALL:
+            async with aclosing(self._chunks()) as chunks:
+                return b"".join([chunk async for chunk in chunks])
+        return self._chunks()
+
+    async def _chunks(self) -> AsyncGenerator[bytes]:
+        more = True
+        while more:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise _ClientGoneError
+            more = message.get("more_body", False)
+            if chunk := message.get("body", b""):
+                yield chunk
+        self._finished.set()
+
+    async def gone(self) -> None:
+        """Return when the client has closed its connection, or the answer is complete."""
+        await self._finished.wait()
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
+
+class PassThrough(Response):
+    """Asks the node and answers what it answers."""
+
+    def __init__(
+        self, request: Request, session: aiohttp.ClientSession, explain: Callable[[], Coroutine[Any, Any, ProblemError]]
+    ) -> None:
+        super().__init__()
+        self._request = request
+        self._session = session
+        self._explain = explain
+        self._begun = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        upload = _Upload(receive, scope)
+        try:
+            data = await upload.data()
+        except _ClientGoneError:
+            return
+        async with asyncio.TaskGroup() as group:
+            exchange = group.create_task(self._exchange(data, scope, receive, send))
+            watch = group.create_task(_cancel_when_gone(upload, exchange))
+            await asyncio.wait({exchange})
+            watch.cancel()
+
+    async def _exchange(
+        self, data: bytes | AsyncIterator[bytes] | None, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        try:
+            await self._pass(data, scope, send)
+        except _ClientGoneError:
+            return
+        except (aiohttp.ClientError, OSError):
+            if not self._begun:
+                await self._refuse(scope, receive, send)
+        # A broken answer is left unfinished: the server then breaks the connection, which is what happened.
+
+    async def _pass(self, data: bytes | AsyncIterator[bytes] | None, scope: Scope, send: Send) -> None:
+        path, question = scope["raw_path"], scope["query_string"]
+        target = path + b"?" + question if question else path
+        async with self._session.request(
+            scope["method"],
+            URL(f"http://node{target.decode('ascii')}", encoded=True),
+            data=data,
+            headers=_to_node(scope),
+            skip_auto_headers=_AUTOMATIC,
+            allow_redirects=False,
+        ) as answer:
+            if answer.status == _MOVED:
+                raise aiohttp.ClientConnectionError
+            self._begun = True
+            headers = [pair for pair in answer.raw_headers if pair[0].lower() not in _NOT_TO_CLIENT]
+            await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+            if answer.content_length is not None and answer.content_length <= _SMALL:
+                await send({"type": "http.response.body", "body": await answer.read()})
+                return
+            async for chunk in answer.content.iter_any():
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
+        problem = await self._explain()
+        await problem_answer(self._request, problem)(scope, receive, send)
+
+
+def _to_node(scope: Scope) -> CIMultiDict[str]:
+    headers = CIMultiDict(
+        (name.decode("latin-1"), value.decode("latin-1"))
+        for name, value in scope["headers"]
+        if name not in _NOT_TO_NODE
+    )
+    headers[REQUEST_ID] = scope["sandlot.request_id"]
+    return headers
+
+
+async def _cancel_when_gone(upload: _Upload, exchange: asyncio.Task[None]) -> None:
+    await upload.gone()
+    exchange.cancel()

@@ -1,0 +1,391 @@
+"""Creating a sandbox: a promise in the database, one call to one node, and an answer that never lies about either."""
+
+import asyncio
+from dataclasses import dataclass
+from typing import Final
+
+import structlog
+
+from api.errors import NotImplementedProblem
+from api.services import idempotency, placement, reports, stopping
+from api.services.identity import Caller
+from api.services.node_client import NodeProblemError, NodeUnreachableError
+from api.services.platform import Platform
+from api.services.requests import CreateSandbox, SandboxRequest
+from api.services.views import ended_problem
+from api.store import idempotency as key_store
+from api.store import sandboxes as store
+from api.store.db import Connection
+from api.store.idempotency import Claim, Key
+from api.store.sandboxes import Applied, Found
+from api.store.tables import Sandbox
+from sandboxd.contract.ids import new_id
+from sandboxd.contract.messages import EnsureSandbox, SandboxReport, SandboxSpec
+from sandboxd.contract.problems import ProblemError
+from sandboxd.contract.reasons import SandboxReason
+from sandboxd.contract.states import DesiredState, SandboxState
+
+_log = structlog.get_logger()
+
+_REFUSALS: Final = frozenset(
+    {"no_capacity", "impossible_resources", "image_not_found", "shutting_down", "disk_full", "no_such_gpu"}
+)
+"""Problems with which a node has taken nothing; another may be asked."""
+_OVERTAKEN: Final = frozenset({"stale_generation", "sandbox_ended", "invalid_state"})
+"""Problems that mean somebody has stopped it meanwhile."""
+_BACKOFF_SECONDS: Final = (0.1, 0.2, 0.5, 1.0, 2.0)
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a start came to: the sandbox as it is, or the problem to answer."""
+
+    sandbox: Sandbox
+    problem: ProblemError | None = None
+
+
+@dataclass(slots=True)
+class Start:
+    """A start that is under way."""
+
+    sandbox: Sandbox
+    spec: SandboxSpec
+    key: Key | None
+    """Held until the request is answered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """What a create began: a start, or the sandbox that was there already."""
+
+    sandbox: Sandbox
+    start: Start | None
+    task: asyncio.Task[Outcome | None] | None
+    status: int = 201
+    replayed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Created:
+    """The answer to a create."""
+
+    sandbox: Sandbox
+    status: int
+    replayed: bool
+
+
+async def create(platform: Platform, caller: Caller, body: CreateSandbox, key: Key | None) -> Created:
+    """Create a sandbox and wait for it up to `wait_seconds`. What still starts then goes on starting."""
+    begun = await begin(platform, caller, body, key)
+    if begun.task is None or begun.start is None:
+        platform.metrics.creates.labels("replayed" if begun.replayed else "existing").inc()
+        return Created(begun.sandbox, begun.status, begun.replayed)
+    await asyncio.wait({begun.task}, timeout=body.wait_seconds)
+    if not begun.task.done():
+        platform.metrics.creates.labels("pending").inc()
+        return Created(await _answer_early(platform, begun.start), begun.status, begun.replayed)
+    outcome = begun.task.result()
+    if outcome is None:
+        raise ProblemError("internal", "The start failed in an unforeseen way.", sandbox_id=begun.sandbox.id)
+    if outcome.problem is not None:
+        platform.metrics.creates.labels(outcome.problem.code).inc()
+        raise outcome.problem
+    platform.metrics.creates.labels("running").inc()
+    return Created(outcome.sandbox, begun.status, begun.replayed)
+
+
+async def _answer_early(platform: Platform, start: Start) -> Sandbox:
+    """Settle the key: the request is answered with a promise, and whatever follows is in the resource."""
+    key, start.key = start.key, None
+    if key is not None:
+        await platform.database.write(key_store.finish, start.sandbox.project_id, key, status=201)
+    return await platform.database.read(store.get, start.sandbox.project_id, start.sandbox.id)
+
+
+async def begin(
+    platform: Platform, caller: Caller, body: SandboxRequest, key: Key | None, *, one_shot: bool = False
+) -> Begun:
+    """Write the promise and start asking a node. Raises where nothing can be promised."""
+    if feature := body.later_feature():
+        raise NotImplementedProblem(feature)
+    name, or_existing = (body.name, body.if_exists == "return") if isinstance(body, CreateSandbox) else (None, False)
+    if key is not None or (name is not None and or_existing):
+        known = await platform.database.read(_known, caller.project_id, key, name if or_existing else None, platform)
+        if known is not None:
+            return await _known_begun(platform, caller, body, key, known)
+    spec = _spec(platform, caller, body)
+    sandbox = _row(platform, caller, body, spec, one_shot=one_shot)
+    result = await platform.database.write(_promise, caller.project_id, sandbox, key, or_existing, platform)
+    if isinstance(result, Claim) or not result.created:
+        return await _known_begun(platform, caller, body, key, result)
+    # A run's key is answered with its result, not with its sandbox: it stays with the run.
+    return _launch(platform, Start(result.sandbox, spec, None if one_shot else key))
+
+
+def _known(
+    connection: Connection, project_id: str, key: Key | None, name: str | None, platform: Platform
+) -> Claim | Found | None:
+    """Look for what an earlier request has made, before anything is promised for this one."""
+    if key is not None:
+        claim = key_store.look(
+            connection, project_id, key, incarnation=platform.incarnation, now_us=platform.sources.now_us()
+        )
+        if claim is not None:
+            return claim
+    if name is not None and (existing := store.find_named(connection, project_id, name)) is not None:
+        return Found(existing, created=False)
+    return None
+
+
+def _promise(
+    connection: Connection, project_id: str, sandbox: Sandbox, key: Key | None, or_existing: bool, platform: Platform
+) -> Claim | Found:
+    """Write key and sandbox in one transaction."""
+    if key is not None:
+        claim = key_store.claim(
+            connection,
+            project_id,
+            key,
+            resource_id=sandbox.id,
+            incarnation=platform.incarnation,
+            now_us=sandbox.created_at,
+        )
+        if claim.outcome != "fresh":
+            return claim
+    found = store.insert_new(connection, project_id, sandbox, or_existing=or_existing)
+    if key is not None and not found.created:
+        key_store.stand_for(connection, project_id, key, resource_id=found.sandbox.id)
+        key_store.finish(connection, project_id, key, status=200)
+    return found
+
+
+async def _known_begun(
+    platform: Platform, caller: Caller, body: SandboxRequest, key: Key | None, known: Claim | Found
+) -> Begun:
+    """Answer from what an earlier request has made."""
+    if isinstance(known, Found):
+        return Begun(known.sandbox, None, None, 200)
+    if known.outcome != "done":
+        idempotency.refuse(known)
+    sandbox = await platform.database.read(store.get, caller.project_id, known.resource_id)
+    if known.abandoned and not sandbox.one_shot and sandbox.id not in platform.starting:
+        adopted = await platform.database.write(
+            store.adopt,
+            caller.project_id,
+            sandbox.id,
+            incarnation=platform.incarnation,
+            start_deadline_at=_deadline(platform),
+        )
+        if adopted is not None:
+            spec = SandboxSpec.model_validate({**adopted.spec, "env": body.env})
+            begun = _launch(platform, Start(adopted, spec, key))
+            return Begun(begun.sandbox, begun.start, begun.task, 201, replayed=True)
+    return Begun(sandbox, None, None, known.status or 201, replayed=True)
+
+
+def _spec(platform: Platform, caller: Caller, body: SandboxRequest) -> SandboxSpec:
+    image = platform.fleet.resolve(body.image)
+    if image is None:
+        if not platform.fleet.views():
+            raise ProblemError("no_capacity", "No node has reported yet.", retry_after_seconds=1)
+        raise ProblemError(
+            "image_not_found",
+            f"There is no image {body.image!r}.",
+            hint="Use base, or import one with sandlotd image import.",
+        )
+    return SandboxSpec(
+        image=image,
+        env=body.env,
+        user=body.user,
+        cwd=body.cwd,
+        hostname=(body.name if isinstance(body, CreateSandbox) else None) or "sandbox",
+        resources=body.resources.granted(),
+        egress=body.egress_spec(caller.defaults),
+        timeout_seconds=body.timeout_seconds,
+        idle_timeout_seconds=body.idle_timeout_seconds,
+        idle_ignores_processes=body.idle_ignores_processes,
+    )
+
+
+def _place(platform: Platform, spec: SandboxSpec, tried: frozenset[str]) -> str:
+    """Choose a node, or raise why there is none."""
+    choice = placement.choose(
+        platform.fleet.views(), spec.resources, spec.image.id, tried=tried, draw=platform.sources.draw
+    )
+    if isinstance(choice, placement.Choice):
+        return choice.node_id
+    if choice.why == "impossible":
+        raise ProblemError("impossible_resources", choice.detail, hint="Ask for less.", limit=choice.limit)
+    raise ProblemError("no_capacity", choice.detail, hint="Try again, or ask for less.", retry_after_seconds=2)
+
+
+def _deadline(platform: Platform) -> int:
+    return platform.sources.now_us() + round(platform.settings.start_timeout_seconds * 1e6)
+
+
+def _row(platform: Platform, caller: Caller, body: SandboxRequest, spec: SandboxSpec, *, one_shot: bool) -> Sandbox:
+    now_us = platform.sources.now_us()
+    return Sandbox(
+        id=new_id("sbx", platform.sources.random_bytes),
+        project_id=caller.project_id,
+        key_id=caller.key_id,
+        name=body.name if isinstance(body, CreateSandbox) else None,
+        state=SandboxState.PENDING.value,
+        desired_state=DesiredState.RUNNING.value,
+        labels=body.metadata,
+        image_id=spec.image.id,
+        node_id=_place(platform, spec, frozenset()),
+        spec=spec.model_dump(exclude={"env"}),
+        user=body.user,
+        cwd=body.cwd,
+        timeout_seconds=body.timeout_seconds,
+        idle_timeout_seconds=body.idle_timeout_seconds,
+        on_timeout=body.on_timeout,
+        on_idle=body.on_idle,
+        auto_resume=body.auto_resume,
+        paused_retention_seconds=body.paused_retention_seconds,
+        egress_mode=spec.egress.mode,
+        one_shot=one_shot,
+        incarnation=platform.incarnation,
+        start_deadline_at=_deadline(platform),
+        created_at=now_us,
+        updated_at=now_us,
+    )
+
+
+def _launch(platform: Platform, start: Start) -> Begun:
+    task = platform.background.start(_start(platform, start))
+    platform.starting[start.sandbox.id] = task
+    task.add_done_callback(lambda _: _launched(platform, start.sandbox.id))
+    return Begun(start.sandbox, start, task)
+
+
+def _launched(platform: Platform, sandbox_id: str) -> None:
+    platform.starting.pop(sandbox_id, None)
+    platform.changes.notify(sandbox_id)
+
+
+async def _start(platform: Platform, start: Start) -> Outcome:
+    """Ask one node after another, each until it has said yes or no."""
+    tried: frozenset[str] = frozenset()
+    while True:
+        node_id = start.sandbox.node_id
+        try:
+            answer = await _ask(platform, start)
+        except NodeProblemError as error:
+            if error.code not in _REFUSALS:
+                return await _not_started(platform, start, error)
+            tried |= {node_id}
+            platform.fleet.withdraw(node_id, start.sandbox.id)
+            moved = await _move(platform, start, tried, error)
+            if moved is not None:
+                return moved
+            continue
+        if answer is None:
+            _log.warning("start not confirmed", sandbox=start.sandbox.id, node=node_id)
+            return Outcome(await _current(platform, start))
+        return await _started(platform, start, answer)
+
+
+async def _ask(platform: Platform, start: Start) -> SandboxReport | None:
+    """Ask the node until it answers; None when the deadline passes without a word. Never asks another."""
+    sandbox = start.sandbox
+    attempt = 0
+    with platform.fleet.promise(sandbox.node_id, sandbox.id, start.spec.resources):
+        while (left := (sandbox.start_deadline_at - platform.sources.now_us()) / 1e6) > 0:
+            member = platform.fleet.members[sandbox.node_id]
+            body = EnsureSandbox.model_construct(
+                generation=sandbox.generation, epoch=member.epoch, deadline_seconds=left, spec=start.spec
+            )
+            try:
+                return await platform.nodes.ensure(member.address, sandbox.id, body)
+            except NodeUnreachableError as error:
+                _log.warning("ensure not answered", sandbox=sandbox.id, node=sandbox.node_id, why=str(error))
+            await asyncio.sleep(_BACKOFF_SECONDS[min(attempt, len(_BACKOFF_SECONDS) - 1)])
+            attempt += 1
+    return None
+
+
+async def _current(platform: Platform, start: Start) -> Sandbox:
+    return await platform.database.read(store.get, start.sandbox.project_id, start.sandbox.id)
+
+
+async def _move(platform: Platform, start: Start, tried: frozenset[str], refusal: NodeProblemError) -> Outcome | None:
+    """Promise it to another node; the outcome where there is none, or where nobody wants it any more."""
+    try:
+        node_id = _place(platform, start.spec, tried)
+    except ProblemError as none_left:
+        await platform.database.write(_forget, start)
+        platform.changes.notify(start.sandbox.id)
+        final = refusal.code in {"image_not_found", "impossible_resources", "no_such_gpu"}
+        return Outcome(start.sandbox, refusal.problem() if final else none_left)
+    moved = await platform.database.write(store.move_any_project, start.sandbox.id, node_id, platform.sources.now_us())
+    if moved is None:
+        await reports.end_all(platform, [start.sandbox.id], SandboxReason.START_FAILED, "No node took it.")
+        return await _ended(platform, start)
+    start.sandbox = moved
+    return None
+
+
+def _forget(connection: Connection, start: Start) -> None:
+    sandbox = start.sandbox
+    store.forget_any_project(connection, sandbox.id)
+    if start.key is not None:
+        key_store.release(connection, sandbox.project_id, start.key)
+
+
+async def _started(platform: Platform, start: Start, report: SandboxReport) -> Outcome:
+    sandbox = start.sandbox
+    platform.fleet.saw([report])
+    applied = await platform.database.write(_settle, start, report, platform.sources.now_us())
+    reports.note(platform, applied)
+    current = applied.sandbox or sandbox
+    if current.ended_at is not None:
+        return await _ended(platform, start)
+    if current.desired_state == DesiredState.STOPPED:
+        platform.background.start(stopping.stop(platform, current, grace_seconds=0))
+        return Outcome(current, ended_problem(current))
+    return Outcome(current)
+
+
+def _settle(connection: Connection, start: Start, report: SandboxReport, now_us: int) -> Applied:
+    """Write the node's answer down, and that the request succeeded."""
+    sandbox = start.sandbox
+    [applied] = store.apply_reports_any_project(connection, sandbox.node_id, [report], now_us)
+    if start.key is not None:
+        key_store.finish(connection, sandbox.project_id, start.key, status=201)
+    return applied
+
+
+async def _ended(platform: Platform, start: Start) -> Outcome:
+    """Answer a start that ended before it ran. The key is free again: the request had no lasting effect."""
+    if start.key is not None:
+        await platform.database.write(key_store.release, start.sandbox.project_id, start.key)
+    current = await _current(platform, start)
+    problem = ended_problem(current)
+    problem.members["sandbox_id"] = current.id
+    return Outcome(current, problem)
+
+
+async def _not_started(platform: Platform, start: Start, error: NodeProblemError) -> Outcome:
+    """Keep the record of a start that failed, with its reason."""
+    sandbox = start.sandbox
+    if error.code in _OVERTAKEN:
+        current = await _current(platform, start)
+        if current.ended_at is None and current.desired_state == DesiredState.STOPPED:
+            platform.background.start(stopping.stop(platform, current, grace_seconds=0))
+        if current.ended_at is not None or current.desired_state == DesiredState.STOPPED:
+            return await _ended(platform, start)
+    platform.fleet.forget(sandbox.id, sandbox.node_id)
+    problem = error.problem(sandbox_id=sandbox.id)
+    await reports.end_all(platform, [sandbox.id], _reason(error), problem.detail[:1000])
+    if start.key is not None:
+        await platform.database.write(key_store.release, sandbox.project_id, start.key)
+    return Outcome(sandbox, problem)
+
+
+def _reason(error: NodeProblemError) -> SandboxReason:
+    for text in (error.body.get("reason"), error.code):
+        if isinstance(text, str) and text in SandboxReason:
+            return SandboxReason(text)
+    return SandboxReason.START_FAILED

@@ -1,0 +1,440 @@
+"""A node for the api's tests: the node seam in memory, over a unix socket, with switches for how it misbehaves.
+
+`python -m tests.fake_node RUN_DIR` serves one by itself, for measurements.
+"""
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import uvloop
+from aiohttp import web
+
+from sandboxd.contract import CONTRACT_VERSION
+from sandboxd.contract.ids import image_id_from_digest, new_id, process_id_from_key
+from sandboxd.contract.messages import (
+    Capacity,
+    EnsureSandbox,
+    NodeImage,
+    NodeReport,
+    PatchSandbox,
+    ReportAnswer,
+    RuntimeInfo,
+    SandboxReport,
+)
+from sandboxd.contract.problems import ProblemError
+from sandboxd.contract.processes import Process, ProcessList, ProcessSpec, RunResult, RunSpec, SignalSpec, StdinResult
+from sandboxd.contract.reasons import ProcessReason, SandboxReason
+from sandboxd.contract.states import TERMINAL, ProcessState, SandboxState
+from sandboxd.contract.validation import invalid
+
+DIGEST = "sha256:" + "ab" * 32
+IMAGE = image_id_from_digest(DIGEST)
+Middleware = Callable[
+    [web.Request, Callable[[web.Request], Awaitable[web.StreamResponse]]], Awaitable[web.StreamResponse]
+]
+
+
+@dataclass(slots=True)
+class Held:
+    """A sandbox of the fake."""
+
+    report: SandboxReport
+    ensure: EnsureSandbox
+    processes: dict[str, Process] = field(default_factory=dict[str, Process])
+    stdin: bytes = b""
+    files: dict[str, bytes] = field(default_factory=dict[str, bytes])
+
+
+@dataclass(slots=True)
+class Switches:
+    """How the node misbehaves. `times` counts down; a switch without it holds until it is reset."""
+
+    refuse: str | None = None
+    """Answer ensure with this problem code."""
+    refuse_reason: str | None = None
+    hang: asyncio.Event | None = None
+    """Do ensures, but answer only when this is set."""
+    before: asyncio.Event | None = None
+    """Do ensures only when this is set."""
+    die: int = 0
+    """Do this many ensures, and break the connection instead of answering."""
+    deaf_stops: int = 0
+    """Break the connection of this many stops, doing nothing."""
+    broken_output: bool = False
+    """Break the connection in the middle of an output."""
+    run_hangs: asyncio.Event | None = None
+    """Answer runs only when this is set."""
+    seconds: float = 0
+
+
+class FakeNode:
+    """Serves `<run>/api/<name>.sock` and reports to `<run>/api/api.sock` when told to."""
+
+    def __init__(self, run_dir: Path, name: str = "sandboxd", *, cpus: float = 1e6, images: bool = True) -> None:
+        self.id = new_id("nod", os.urandom)
+        self.name = name
+        self.socket = run_dir / "api" / f"{name}.sock"
+        self.api_socket = run_dir / "api" / "api.sock"
+        self.sandboxes: dict[str, Held] = {}
+        self.tombs: dict[str, int] = {}
+        self.switch = Switches()
+        self.epoch = 0
+        self.sequence = 0
+        self.incarnation = os.urandom(8).hex()
+        self.capacity = Capacity(cpus=cpus, memory_mib=1 << 40, disk_mib=1 << 40, sandboxes=1 << 30)
+        self.images = [NodeImage(id=IMAGE, digest=DIGEST, names=["base"], size_bytes=1)] if images else []
+        self.ensures: list[str] = []
+        self.requests: list[web.BaseRequest] = []
+        self.cancelled: list[str] = []
+        self._runner: web.AppRunner | None = None
+
+    # Serving
+
+    async def start(self) -> None:
+        app = web.Application(middlewares=[self._problems], client_max_size=64 << 20)
+        sandbox = "/v1/sandboxes/{id}"
+        process = sandbox + "/processes/{process}"
+        app.add_routes(
+            [
+                web.put("/node/v1/sandboxes/{id}", self._ensure),
+                web.get("/node/v1/sandboxes/{id}", self._get),
+                web.patch("/node/v1/sandboxes/{id}", self._patch),
+                web.delete("/node/v1/sandboxes/{id}", self._stop),
+                web.post(sandbox + "/run", self._run),
+                web.put(sandbox + "/files", self._file),
+                web.post(sandbox + "/processes", self._start_process),
+                web.get(sandbox + "/processes", self._list),
+                web.get(process, self._process),
+                web.get(process + "/result", self._result),
+                web.get(process + "/output", self._output),
+                web.post(process + "/stdin", self._stdin),
+                web.post(process + "/signal", self._signal),
+                web.post(process + "/resize", self._resize),
+            ]
+        )
+        self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=1)
+        await self._runner.setup()
+        await web.UnixSite(self._runner, str(self.socket)).start()
+
+    async def stop(self) -> None:
+        if self._runner is not None:
+            await self._runner.cleanup()
+            self._runner = None
+            self.socket.unlink(missing_ok=True)
+
+    @web.middleware
+    async def _problems(
+        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        self.requests.append(request)
+        try:
+            return await handler(request)
+        except ProblemError as error:
+            body = error.body(request.headers.get("Sandlot-Request-Id", "none"))
+            return web.Response(
+                status=error.status, body=json.dumps(body).encode(), content_type="application/problem+json"
+            )
+
+    # Reporting
+
+    def report(self, *, full: bool = True, only: list[str] | None = None) -> NodeReport:
+        self.sequence += 1
+        chosen = self.sandboxes if only is None else {key: self.sandboxes[key] for key in only}
+        live = sum(held.report.state not in TERMINAL for held in self.sandboxes.values())
+        return NodeReport(
+            node_id=self.id,
+            name=self.name,
+            contract_version=CONTRACT_VERSION,
+            version="test",
+            runtime=RuntimeInfo(name="fake", version="1", platform="none"),
+            epoch=self.epoch,
+            boot_id="boot",
+            sequence=self.sequence,
+            incarnation=self.incarnation,
+            full=full,
+            address=f"unix:{self.socket}",
+            capacity=self.capacity,
+            used=Capacity(cpus=live, memory_mib=live * 1024, disk_mib=live * 8192, sandboxes=live),
+            images=self.images,
+            sandboxes=[held.report for held in chosen.values()],
+        )
+
+    async def send_report(self, report: NodeReport | None = None) -> ReportAnswer:
+        """Send a report and do what the answer says."""
+        async with (
+            aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(self.api_socket))) as session,
+            session.post(
+                "http://api/internal/v1/node-reports",
+                data=(report or self.report()).model_dump_json(),
+                headers={"Content-Type": "application/json"},
+            ) as answer,
+        ):
+            answer.raise_for_status()
+            result = ReportAnswer.model_validate_json(await answer.read())
+        self.epoch = max(self.epoch, result.epoch)
+        for sandbox_id in [*result.acknowledged, *result.bury]:
+            self.sandboxes.pop(sandbox_id, None)
+        return result
+
+    # The node seam
+
+    def end(self, sandbox_id: str, reason: SandboxReason, state: SandboxState = SandboxState.FAILED) -> None:
+        held = self.sandboxes[sandbox_id]
+        held.report = held.report.model_copy(
+            update={"state": state, "reason": reason, "ended_at": datetime.now(UTC), "message": f"ended: {reason}"}
+        )
+
+    async def _ensure(self, request: web.Request) -> web.Response:
+        sandbox_id = request.match_info["id"]
+        body = EnsureSandbox.model_validate_json(await request.read())
+        self.ensures.append(sandbox_id)
+        if self.switch.before is not None:
+            await self.switch.before.wait()
+        if self.tombs.get(sandbox_id, 0) > body.generation:
+            raise ProblemError("stale_generation", "A newer request was carried out.")
+        if body.epoch < self.epoch:
+            raise ProblemError("stale_generation", "The epoch is old.")
+        if self.switch.refuse is not None:
+            raise ProblemError(self.switch.refuse, "As told.", reason=self.switch.refuse_reason)
+        if self.switch.seconds:
+            await asyncio.sleep(self.switch.seconds)
+        if sandbox_id not in self.sandboxes:
+            now = datetime.now(UTC)
+            seconds = body.spec.timeout_seconds
+            self.sandboxes[sandbox_id] = Held(
+                SandboxReport(
+                    id=sandbox_id,
+                    generation=body.generation,
+                    state=SandboxState.RUNNING,
+                    user=body.spec.user or "user",
+                    cwd="/home/user",
+                    shell="/bin/bash",
+                    started_at=now,
+                    expires_at=None if seconds is None else now + timedelta(seconds=seconds),
+                    last_active_at=now,
+                ),
+                body,
+            )
+        if self.switch.hang is not None:
+            await self.switch.hang.wait()
+        if self.switch.die > 0:
+            self.switch.die -= 1
+            _break(request)
+        return _json(self.sandboxes[sandbox_id].report)
+
+    def _held(self, request: web.Request) -> Held:
+        held = self.sandboxes.get(request.match_info["id"])
+        if held is None:
+            raise ProblemError("sandbox_not_found", "The node does not know it.")
+        return held
+
+    async def _get(self, request: web.Request) -> web.Response:
+        return _json(self._held(request).report)
+
+    async def _patch(self, request: web.Request) -> web.Response:
+        held = self._held(request)
+        body = PatchSandbox.model_validate_json(await request.read())
+        now = datetime.now(UTC)
+        expires = held.report.expires_at
+        if "timeout_seconds" in body.model_fields_set:
+            expires = None if body.timeout_seconds is None else now + timedelta(seconds=body.timeout_seconds)
+        if body.extend_seconds is not None and expires is not None:
+            expires = max(expires, now + timedelta(seconds=body.extend_seconds))
+        held.report = held.report.model_copy(update={"generation": body.generation, "expires_at": expires})
+        return _json(held.report)
+
+    async def _stop(self, request: web.Request) -> web.Response:
+        if self.switch.deaf_stops > 0:
+            self.switch.deaf_stops -= 1
+            _break(request)
+        sandbox_id = request.match_info["id"]
+        generation = int(request.query["generation"])
+        self.tombs[sandbox_id] = max(generation, self.tombs.get(sandbox_id, 0))
+        held = self._held(request)
+        if held.report.state not in TERMINAL:
+            self.end(sandbox_id, SandboxReason.REQUESTED, SandboxState.STOPPED)
+        held.report = held.report.model_copy(update={"generation": generation})
+        return _json(held.report)
+
+    # The data plane
+
+    def _live(self, request: web.Request) -> Held:
+        held = self.sandboxes.get(request.match_info["id"])
+        if held is None:
+            raise ProblemError("moved", "Not on this node.")
+        if held.report.state in TERMINAL:
+            raise ProblemError("sandbox_ended", "It has ended.", state=held.report.state.value)
+        return held
+
+    def _find(self, request: web.Request) -> tuple[Held, Process]:
+        held = self._live(request)
+        process = held.processes.get(request.match_info["process"])
+        if process is None:
+            raise ProblemError("process_not_found", "There is no such process.")
+        return held, process
+
+    async def _run(self, request: web.Request) -> web.Response:
+        self._live(request)
+        spec = _read(RunSpec, await request.read())
+        if self.switch.run_hangs is not None:
+            try:
+                await self.switch.run_hangs.wait()
+            except asyncio.CancelledError:
+                self.cancelled.append(request.match_info["id"])
+                raise
+        return _json(_result(new_id("prc", os.urandom), " ".join(spec.argv or [spec.shell or ""]) + "\n"))
+
+    async def _file(self, request: web.Request) -> web.Response:
+        held = self._live(request)
+        held.files[request.query["path"]] = await request.read()
+        return web.json_response({}, status=201)
+
+    async def _start_process(self, request: web.Request) -> web.Response:
+        held = self._live(request)
+        spec = _read(ProcessSpec, await request.read())
+        key = request.headers.get("Idempotency-Key")
+        fresh = process_id_from_key(request.match_info["id"], key) if key else new_id("prc", os.urandom)
+        process_id = spec.id or fresh
+        status = 200 if process_id in held.processes else 201
+        held.processes.setdefault(process_id, _process(process_id, request.match_info["id"], spec))
+        return _json(held.processes[process_id], status)
+
+    async def _list(self, request: web.Request) -> web.Response:
+        return _json(ProcessList(items=list(self._live(request).processes.values())))
+
+    async def _process(self, request: web.Request) -> web.Response:
+        return _json(self._find(request)[1])
+
+    async def _result(self, request: web.Request) -> web.Response:
+        return _json(_result(self._find(request)[1].id, "hello\n"))
+
+    async def _output(self, request: web.Request) -> web.StreamResponse:
+        self._find(request)
+        answer = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+        await answer.prepare(request)
+        try:
+            for number in range(int(request.query.get("lines", "3"))):
+                await answer.write(json.dumps({"kind": "stdout", "seq": number}).encode() + b"\n")
+            if self.switch.broken_output:
+                _break(request)
+            if request.query.get("follow") == "true":
+                await asyncio.Event().wait()
+        except (asyncio.CancelledError, ConnectionError):
+            self.cancelled.append(request.match_info["process"])
+            raise
+        return answer
+
+    async def _stdin(self, request: web.Request) -> web.Response:
+        held, _ = self._find(request)
+        async for chunk in request.content.iter_any():
+            held.stdin += chunk
+        return _json(StdinResult(offset=len(held.stdin), closed=request.query.get("close") == "true"))
+
+    async def _signal(self, request: web.Request) -> web.Response:
+        self._find(request)
+        _read(SignalSpec, await request.read())
+        return web.Response(status=204)
+
+    async def _resize(self, request: web.Request) -> web.Response:
+        self._find(request)
+        return web.Response(status=204)
+
+
+def _break(request: web.Request) -> None:
+    """Cut the connection as a dying process does."""
+    if request.transport is not None:
+        request.transport.abort()
+    raise ConnectionResetError
+
+
+def _read(model: Any, data: bytes) -> Any:
+    try:
+        return model.model_validate_json(data or b"{}")
+    except ValueError as error:
+        raise invalid(error) from error  # pyright: ignore[reportArgumentType] - pydantic's error is a ValueError
+
+
+def _json(model: Any, status: int = 200) -> web.Response:
+    return web.Response(status=status, body=model.model_dump_json().encode(), content_type="application/json")
+
+
+def _process(process_id: str, sandbox_id: str, spec: ProcessSpec) -> Process:
+    return Process(
+        id=process_id,
+        sandbox_id=sandbox_id,
+        argv=spec.argv or ["/bin/bash", "-c", spec.shell or ""],
+        cwd="/",
+        user="user",
+        uid=1000,
+        gid=1000,
+        tag=spec.tag,
+        pid=2,
+        state=ProcessState.RUNNING,
+        started_at=datetime.now(UTC),
+        duration_seconds=0,
+        cpu_used_seconds=0,
+        peak_memory_bytes=0,
+        first_seq=0,
+        next_seq=0,
+        stdout_bytes=0,
+        stderr_bytes=0,
+        stdin_offset=0,
+        stdin_closed=False,
+    )
+
+
+def _result(process_id: str, stdout: str) -> RunResult:
+    return RunResult(
+        process_id=process_id,
+        running=False,
+        exit_code=0,
+        reason=ProcessReason.EXITED,
+        stdout=stdout,
+        stderr="",
+        stdout_bytes=len(stdout.encode()),
+        stderr_bytes=0,
+        truncated=False,
+        stdout_omitted_bytes=0,
+        stderr_omitted_bytes=0,
+        lossy=False,
+        next_seq=len(stdout.encode()),
+        started_at=datetime.now(UTC),
+        ended_at=datetime.now(UTC),
+        duration_seconds=0,
+    )
+
+
+@asynccontextmanager
+async def fake_node(run_dir: Path, name: str = "sandboxd", **settings: Any) -> AsyncIterator[FakeNode]:
+    """Serve a node while the context lasts. It does not report by itself."""
+    node = FakeNode(run_dir, name, **settings)
+    await node.start()
+    try:
+        yield node
+    finally:
+        await node.stop()
+
+
+async def _serve(run_dir: Path) -> None:
+    async with fake_node(run_dir) as node:
+        while True:
+            try:
+                await node.send_report(None if len(node.sandboxes) < 2000 else node.report(full=False, only=[]))
+            except aiohttp.ClientError:
+                await asyncio.sleep(0.2)
+                continue
+            await asyncio.sleep(5)
+
+
+if __name__ == "__main__":
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(Path(sys.argv[1])))
