@@ -75,7 +75,9 @@ class Node:
 def real_parts(config: NodeConfig) -> Parts:
     """Make the parts that the settings ask for."""
     for directory, mode in ((config.data_dir, 0o755), (config.run_dir, 0o755), (config.upper_dir, 0o700)):
-        directory.mkdir(mode=mode, parents=True, exist_ok=True)
+        if not directory.exists():
+            directory.mkdir(parents=True)
+            directory.chmod(mode)  # whatever the umask: others' directories are below
     ledger = SqliteLedger(config.data_dir / "ledger.db")
     if config.runtime == "fake":
         return Parts(

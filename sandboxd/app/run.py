@@ -1,6 +1,7 @@
 """The node agent as a program: serve until told to stop, or end every sandbox of the node."""
 
 import asyncio
+import os
 import signal
 from collections.abc import AsyncGenerator, Coroutine
 from contextlib import asynccontextmanager
@@ -37,6 +38,8 @@ def down(config: NodeConfig | None = None) -> None:
 
 
 def _run(work: Coroutine[Any, Any, None], config: NodeConfig | None) -> None:
+    # Whatever is written here or by runsc, which inherits this, is nobody else's; what others may use says so itself.
+    os.umask(0o077)
     set_up_logs((config or NodeConfig()).log_level)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as loop:
         loop.run(work)

@@ -7,13 +7,15 @@ waited on, and no pipe is handed out.
 import asyncio
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final, TypeVar, cast
 
 from sandboxd.cgroups import Cgroups
 from sandboxd.runtime.base import RuntimeFailedError
+
+Result = TypeVar("Result")
 
 _LOG_LIMIT: Final = 64 * 1024
 _ENVIRONMENT: Final = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
@@ -38,7 +40,7 @@ class Act:
 
     async def run(self, name: str, arguments: Sequence[str]) -> Finished:
         """Run one command in the act group of `name` (a sandbox id, or a word). Ends it when cancelled."""
-        prefix = await asyncio.to_thread(self._cgroups.make_act, name)
+        prefix = await settled(lambda: self._cgroups.make_act(name))
         log, output = os.memfd_create("runsc-log"), os.memfd_create("runsc-output")
         # The log goes by descriptor, not by name: a named log is handed on to the sentry, which would fill it for the
         # rest of its life.
@@ -53,9 +55,8 @@ class Act:
                 pass_fds=(log,),
                 env=_ENVIRONMENT,
                 cwd="/",
-                umask=0o077,
             )
-            returncode = await self._wait(process)
+            returncode = await _wait(process)
             return Finished(returncode, _read(output), _last_error(_read(log)))
         finally:
             os.close(log)
@@ -68,17 +69,25 @@ class Act:
             raise RuntimeFailedError(finished.words or f"runsc ended with {finished.returncode} and said nothing")
         return finished
 
-    async def _wait(self, process: asyncio.subprocess.Process) -> int:
-        self._cgroups.claimed.add(process.pid)
-        try:
-            return await process.wait()
-        except asyncio.CancelledError:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
-            raise
-        finally:
-            self._cgroups.claimed.discard(process.pid)
+
+async def settled(work: Callable[[], Result]) -> Result:
+    """Run blocking work in a thread; a cancellation waits for it, so that nothing is made after an undo."""
+    future = asyncio.get_running_loop().run_in_executor(None, work)
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        await asyncio.wait([future])
+        raise
+
+
+async def _wait(process: asyncio.subprocess.Process) -> int:
+    try:
+        return await process.wait()
+    except asyncio.CancelledError:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+        raise
 
 
 def _read(descriptor: int) -> str:
