@@ -29,7 +29,8 @@ def _total_memory() -> int:
 class Cgroups:
     """Groups of one instance, made, metered, killed and removed. Knows nothing of what runs in them.
 
-    `claimed` holds the pids of children whose exit status somebody else waits for: killing reaps all but those.
+    Killing reaps orphans that came to us. It leaves two kinds to their owners: commands, which are in our own session,
+    and what stands in `claimed`.
     """
 
     def __init__(
@@ -123,7 +124,7 @@ class Cgroups:
                 pidfds.send_kill(pidfd)
             await pidfds.all_ended(victims.values())
             for pid, pidfd in victims.items():
-                if pid not in self.claimed:
+                if pid not in self.claimed and not pidfds.in_our_session(pid):
                     pidfds.reap(pidfd)
         finally:
             for pidfd in opened.values():

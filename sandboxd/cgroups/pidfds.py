@@ -29,6 +29,14 @@ def reap(pidfd: int) -> os.waitid_result | None:
         return None
 
 
+def in_our_session(pid: int) -> bool:
+    """Tell whether a process, or the zombie of one, belongs to our session; what the runtime leaves behind does not."""
+    try:
+        return os.getsid(pid) == os.getsid(0)
+    except ProcessLookupError:
+        return False
+
+
 async def ended(pidfd: int) -> None:
     """Wait until the process has ended. The descriptor may have no other waiter in this loop."""
     loop = asyncio.get_running_loop()

@@ -68,6 +68,7 @@ class ImageStore:
         self._limits = limits or tree.ImportLimits()
         self._records: dict[str, _Record] = {}
         self._stamp = -1
+        self._settled = False
         self._damaged: set[str] = set()
         self._leases: Counter[str] = Counter()
         self._flights: dict[Path, _Flight] = {}
@@ -250,11 +251,12 @@ class ImageStore:
         except FileNotFoundError:
             stamp = -1
         if stamp != self._stamp:
-            # A change in the same tick of the kernel's clock would leave the stamp as it is: only an older one counts.
-            settled = time.time_ns() - stamp > _TICK_NS
-            self._records = _read_all(self._directory)
-            self._stamp = stamp if settled else -1
             self._damaged.clear()
+        if stamp != self._stamp or not self._settled:
+            # A change in the same tick of the kernel's clock would leave the stamp as it is: only an older one counts.
+            self._settled = time.time_ns() - stamp > _TICK_NS
+            self._records = _read_all(self._directory)
+            self._stamp = stamp
 
     def _file(self, record: _Record) -> Path:
         return self._directory / f"{record.hex}.erofs"

@@ -6,7 +6,7 @@ import tarfile
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Any, Final, cast
 
 from sandboxd.images.erofs import ImageBuildError
 from sandboxd.images.tree import ImportLimits, Tally
@@ -65,7 +65,7 @@ class _Unpacking:
 
     def run(self, archive: tarfile.TarFile) -> None:
         while (member := archive.next()) is not None:
-            archive.members.clear()  # pyright: ignore[reportAttributeAccessIssue] - it would remember every one of them
+            cast("Any", archive).members.clear()  # the library would remember every one of them
             parts = _parts(member.name)
             self._tally.entry("/".join(parts), _time(member))
             if member.isdir():
@@ -81,7 +81,8 @@ class _Unpacking:
             name = parts[-1]
             self._make_room(parent, parts)
             if member.issym():
-                _check_text(member.linkname, member.name)
+                if not member.linkname or "\0" in member.linkname:
+                    raise ImageBuildError(f"{member.name} is a symbolic link to nothing")
                 os.symlink(member.linkname, name, dir_fd=parent)
                 self._own(parent, name, member)
             elif member.islnk():
@@ -193,16 +194,13 @@ class _Unpacking:
 
 
 def _parts(name: str) -> tuple[str, ...]:
-    _check_text(name, name)
+    """Take a name apart; the root itself has no parts."""
+    if "\0" in name:
+        raise ImageBuildError(f"{name!r} is no name")
     parts = tuple(part for part in name.split("/") if part not in {"", "."})
     if ".." in parts:
         raise ImageBuildError(f"{name} leads out of the root")
     return parts
-
-
-def _check_text(text: str, name: str) -> None:
-    if "\0" in text or not text:
-        raise ImageBuildError(f"{name!r} has no usable name")
 
 
 def _is_directory(parent: int, name: str) -> bool:

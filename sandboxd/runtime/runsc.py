@@ -10,7 +10,7 @@ from sandboxd.cgroups import Cgroups
 from sandboxd.contract.messages import Resources
 from sandboxd.guest_client.base import Guest
 from sandboxd.runtime import bundle, procfs
-from sandboxd.runtime.act import Act
+from sandboxd.runtime.act import Act, settled
 from sandboxd.runtime.base import (
     GuestFactory,
     ImageUnreadableError,
@@ -30,6 +30,8 @@ OLDEST_BUILD: Final = 20260822
 DEFAULT_RESERVE_BYTES: Final = 512 * bundle.MIB
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _NODE_ACT: Final = "node"
+_ROOT_UNREADABLE: Final = "mounting root with overlay"
+"""In runsc's words for a root file system that is none."""
 
 
 class RunscRuntime:
@@ -74,7 +76,10 @@ class RunscRuntime:
     async def version(self) -> RuntimeVersion:
         if not self._runsc.is_file():
             raise RuntimeFailedError(f"there is no runsc at {self._runsc}")
-        finished = await self._act.demand(_NODE_ACT, ["--version"])
+        try:
+            finished = await self._act.demand(_NODE_ACT, ["--version"])
+        finally:
+            await self._cgroups.end_act(_NODE_ACT)
         found = re.search(r"runsc version (\S+)", finished.output)
         version = found.group(1) if found else "unknown"
         date = re.search(r"20\d{6}", version)
@@ -84,7 +89,7 @@ class RunscRuntime:
 
     async def create(self, launch: Launch) -> None:
         sandbox_id = launch.sandbox_id
-        await asyncio.to_thread(self._prepare, launch)
+        await settled(lambda: self._prepare(launch))
         flags = bundle.flags(self._places.root, self._places.panic_log(sandbox_id), launch)
         await self._command(
             sandbox_id, [*flags, "create", f"--bundle={self._places.bundle(sandbox_id)}", sandbox_id], launch.image_path
@@ -184,7 +189,7 @@ class RunscRuntime:
             await self._act.demand(sandbox_id, arguments)
         except RuntimeFailedError as error:
             words = str(error)
-            if "erofs" in words or (image is not None and str(image) in words):
+            if _ROOT_UNREADABLE in words or (image is not None and str(image) in words):
                 raise ImageUnreadableError(words) from error
             raise
 

@@ -1,0 +1,3 @@
+module sandlot.dev/standin
+
+go 1.26
