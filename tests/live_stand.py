@@ -60,7 +60,7 @@ class StandSandbox:
 
 def open_socket() -> socket.socket:
     made = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    made.setblocking(False)
+    made.settimeout(0)
     return made
 
 

@@ -83,8 +83,10 @@ def parse_problem(status: int, body: bytes) -> ProblemError:
     message = message[:MAX_MESSAGE]
     if code == "invalid_request":
         return invalid_field("", "refused", message)
-    problem = ProblemError(code, message)
-    problem.members = {name: _member(answer, name, kind) for name, kind in members.items()}
+    found = {name: _member(answer, name, kind) for name, kind in members.items()}
+    reason = found.pop("reason", None)
+    problem = ProblemError(code, message, reason=reason if isinstance(reason, str) else None)
+    problem.members = found
     return problem
 
 
