@@ -6,6 +6,9 @@ set -eu
 cd "$(dirname "$0")/.."
 cache="${SANDLOT_CACHE_DIR:-/var/lib/sandlot/cache}"
 
+# uv would trust its own list of authorities only; a company's proxy is in the system's.
+export UV_SYSTEM_CERTS=1
+
 say() { printf 'setup: %s\n' "$*"; }
 
 fail() {
@@ -28,9 +31,9 @@ install_packages() {
     [ "$(id -u)" = 0 ] || fail "missing OS packages:$missing" "run as root once, or: apt-get install$missing"
     say "installing OS packages:$missing"
     export DEBIAN_FRONTEND=noninteractive
-    apt-get update -q || fail "the package lists could not be read" "check the network and /etc/apt/sources.list*, then run again"
+    apt-get update -qq || fail "the package lists could not be read" "check the network and /etc/apt/sources.list*, then run again"
     # shellcheck disable=SC2086 # a list of names, to be split
-    apt-get install -q -y --no-install-recommends $missing ||
+    apt-get install -qq -y -o Dpkg::Use-Pty=0 --no-install-recommends $missing ||
         fail "OS packages could not be installed" "read apt's message above; 'apt-get -f install' repairs a broken state"
 }
 
@@ -58,7 +61,7 @@ sync_environment() {
     [ -x .venv/bin/python ] || "$uv" venv --quiet --python '>=3.11' .venv ||
         fail "no Python 3.11 or newer" "install one (Debian 12 and Ubuntu 24.04 have it), then run again"
     "$uv" pip sync --quiet --require-hashes requirements.lock ||
-        fail "the locked Python packages could not be installed" "check that PyPI can be reached, then run again"
+        fail "the locked Python packages could not be installed" "check that PyPI can be reached (proxy, certificates), then run again"
     "$uv" pip install --quiet --no-deps --no-build-isolation --editable clients/python --editable . ||
         fail "this repository's own packages could not be installed" "read the message above"
     printf '%s\n' "$wanted" >.venv/.made-from

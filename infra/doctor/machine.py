@@ -52,7 +52,7 @@ def architecture(machine: str) -> Finding:
 
 
 def mappings(max_map_count: int) -> Finding:
-    if max_map_count < 262_144:
+    if max_map_count < 65_530:
         return warn(
             "memory maps",
             f"vm.max_map_count is {max_map_count}: programs with many mappings get ENOMEM inside",

@@ -14,7 +14,6 @@ from infra import residue
 from infra.config import LauncherConfig
 from infra.launcher import account, lock, programs
 from infra.launcher.account import LauncherError
-from infra.launcher.endings import end_all
 from infra.launcher.supervisor import Program, Reaper, Supervised
 from infra.setup.places import REPOSITORY, base_image_path, guest_path
 
@@ -55,18 +54,15 @@ def up(config: LauncherConfig, env: Mapping[str, str], *, stop_sandboxes: bool) 
 
 
 def down(config: LauncherConfig, env: Mapping[str, str]) -> None:
-    """End the sandboxes, the programs, and what the node made in the kernel. LauncherError: something would not go."""
+    """End the programs, the sandboxes, and what the node made in the kernel. LauncherError: something would not go."""
     account.require_root()
     if lock.holder(config.lock_path) is not None:
-        asyncio.run(_end_through_running_node(config))
         say("stopping the programs")
         if not lock.end_holder(config.lock_path, patience_seconds=_LEAVE_SECONDS):
             raise LauncherError("the running launcher does not end", "kill it by its pid, then run this again")
     config.run_dir.mkdir(parents=True, exist_ok=True)
     with lock.hold(config.lock_path, config.instance):
-        if any(left.kind == "process" for left in _residue(config)):
-            prepare(config)
-            asyncio.run(_end_through_own_node(config, env))
+        prepare(config)
         _teardown(config, env)
     say("everything is down")
 
@@ -84,8 +80,6 @@ async def _live(config: LauncherConfig, env: Mapping[str, str], *, stop_sandboxe
             if await _serving([node, api], asked_to_end):
                 print(welcome(config.url_path.read_text().strip(), config.key_path.read_text().strip()), flush=True)
                 await asked_to_end.wait()
-            if stop_sandboxes:
-                await _end_sandboxes(config)
         finally:
             say("stopping the programs" if stop_sandboxes else "stopping the programs; sandboxes keep running")
             await api.stop()
@@ -103,26 +97,27 @@ async def _started(chosen: Sequence[Program]) -> list[Supervised]:
 async def _serving(chosen: Sequence[Supervised], asked_to_end: asyncio.Event) -> bool:
     """Wait until all programs answer; False when the end was asked for first."""
     started = asyncio.get_running_loop().time()
+    program = chosen[0].program
     try:
         async with asyncio.timeout(_READY_SECONDS):
             for supervised in chosen:
-                while not await supervised.program.ready():
+                program = supervised.program
+                while not await program.ready():
                     if asked_to_end.is_set():
                         return False
                     if supervised.deaths >= _DEATHS_AT_START:
-                        raise _not_ready(supervised.program, "does not start")
+                        raise _not_ready(program, "does not start")
                     await asyncio.sleep(_ASK_SECONDS)
                 passed = asyncio.get_running_loop().time() - started
-                say(f"{supervised.program.name} is ready after {passed:.1f} s")
+                say(f"{program.name} is ready after {passed:.1f} s")
     except TimeoutError:
-        raise _not_ready(chosen[-1].program, f"is not ready after {_READY_SECONDS} s") from None
+        raise _not_ready(program, f"is not ready after {_READY_SECONDS} s") from None
     return True
 
 
 def _not_ready(program: Program, what: str) -> LauncherError:
-    lines = program.log.read_text(errors="replace").splitlines()[-_LOG_LINES:] if program.log.exists() else []
     return LauncherError(
-        "\n    ".join([f"{program.name} {what}; the end of {program.log}:", *lines]),
+        "\n    ".join([f"{program.name} {what}; the end of {program.log}:", *_last_lines(program.log)]),
         "the last lines name the cause; 'sandlotd doctor' checks the machine",
     )
 
@@ -140,48 +135,30 @@ def welcome(url: str, key: str) -> str:
     )
 
 
-async def _end_through_running_node(config: LauncherConfig) -> None:
-    try:
-        await _end_sandboxes(config)
-    except OSError as error:
-        say(f"the running node does not answer ({error}); its sandboxes are ended without it")
-
-
-async def _end_through_own_node(config: LauncherConfig, env: Mapping[str, str]) -> None:
-    """Start a node only to have it end what it adopts."""
-    (node,) = await _started([programs.node(config, env)])
-    async with asyncio.TaskGroup() as group:
-        group.create_task(node.keep())
-        try:
-            await _serving([node], asyncio.Event())
-            await _end_sandboxes(config)
-        except (LauncherError, OSError) as error:
-            say(f"the node could not end its sandboxes ({error}); they are ended without it")
-        finally:
-            await node.stop()
-
-
-async def _end_sandboxes(config: LauncherConfig) -> None:
-    if not await end_all(config.node_socket, say):
-        say("some sandboxes would not end by themselves; they are ended without the node")
-
-
 def _teardown(config: LauncherConfig, env: Mapping[str, str]) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "infra.launcher.teardown"],
-        env=programs.environment(env, config, home="/root"),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    """Have the node agent end its sandboxes and undo what it made, and look whether that is so."""
+    say("ending the sandboxes")
+    log = config.logs_dir / "down.log"
+    with log.open("wb") as output:
+        done = subprocess.run(
+            [sys.executable, "-m", "sandboxd", "down"],
+            env=programs.environment(env, config, home="/root"),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            check=False,
+        )
     for socket in (config.node_socket, config.api_socket):
         socket.unlink(missing_ok=True)
     left = sorted(str(item) for item in _residue(config))
     if done.returncode != 0 or left:
-        words = done.stderr.strip().splitlines()[-1:] + left
-        raise LauncherError("\n    ".join(["not everything could be removed:", *words]), "run 'sandlotd doctor'")
+        words = _last_lines(log) if done.returncode != 0 else []
+        raise LauncherError("\n    ".join(["not everything could be removed:", *left, *words]), "run 'sandlotd doctor'")
+
+
+def _last_lines(log: Path) -> list[str]:
+    return log.read_text(errors="replace").splitlines()[-_LOG_LINES:] if log.exists() else []
 
 
 def _residue(config: LauncherConfig) -> set[residue.Residue]:
-    return residue.find(config.instance, [Path(config.run_dir), Path(config.data_dir / "upper")])
+    return residue.find(config.instance, [config.run_dir, config.data_dir / "upper"])

@@ -13,6 +13,7 @@ import signal
 import stat
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -92,9 +93,11 @@ def _become(account: pwd.struct_passwd) -> None:
 
 def _raise_file_limit() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if os.geteuid() == 0:
-        hard = max(hard, _MOST_FILES)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    # The kernel's own ceiling may be lower, and a container's root may not go above what it was given.
+    for limit in (max(hard, _MOST_FILES), hard):
+        with suppress(ValueError, PermissionError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+            return
 
 
 def _mount(source: bytes, target: bytes, kind: bytes | None, flags: int, data: bytes | None) -> None:

@@ -43,7 +43,16 @@ def _build(progress: Progress, cache: Path, home: Path) -> None:
     fresh.mkdir(mode=0o755, parents=True, exist_ok=True)
     binary = fresh / "guest"
     progress.command(
-        [find_go(progress, cache), "build", "-trimpath", "-ldflags", _LDFLAGS, "-o", str(binary), "./cmd/guest"],
+        [
+            find_go(progress, cache),
+            "build",
+            "-trimpath",
+            "-ldflags",
+            f"{_LDFLAGS} -X main.version={home.name}",
+            "-o",
+            str(binary),
+            "./cmd/guest",
+        ],
         cwd=SOURCES,
         env=GO_ENV,
         doing="building the guest agent",

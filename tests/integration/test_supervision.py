@@ -52,7 +52,7 @@ async def supervised(chosen: Program) -> AsyncGenerator[tuple[Supervised, list[s
 async def until(condition: Callable[[], object], what: str) -> None:
     try:
         async with asyncio.timeout(WAIT_SECONDS):
-            while not condition():
+            while not condition():  # noqa: ASYNC110 - log files and /proc tell nobody when they change
                 await asyncio.sleep(0.01)
     except TimeoutError:
         pytest.fail(f"never: {what}")
