@@ -65,9 +65,13 @@ class Live:
             self.over.set()
 
     def _died_by_itself(self, gofer: os.waitid_result | None) -> bool:
-        """A sentry on its way out drops its connections first, and its gofer may be quicker: that is no death."""
-        if gofer is not None:
-            return gofer.si_code != os.CLD_EXITED or gofer.si_status != 0
+        """Tell a gofer's own death from that of a pair.
+
+        A sentry on its way out drops its connections long before it is gone, whereupon its gofer ends quietly; and when
+        memory runs out the kernel may take both.
+        """
+        if gofer is not None and gofer.si_code == os.CLD_EXITED and gofer.si_status == 0:
+            return False
         sentry = procfs.stat(self.incarnation.sentry.pid)
         return sentry is not None and not sentry.dying
 

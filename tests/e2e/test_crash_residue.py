@@ -10,6 +10,7 @@ from collections.abc import Generator
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from sandboxd.runtime.base import RuntimeFailedError
 from tests.runsc_kit import Place, place
@@ -74,7 +75,8 @@ def _fork_agent(node: Place, rounds: int) -> tuple[int, int]:
     status = 1
     try:
         os.close(reader)
-        asyncio.run(_agent(node, rounds, writer))
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as loop:  # the node agent's own
+            loop.run(_agent(node, rounds, writer))
         status = 0
     except BaseException:  # noqa: BLE001 - the fork must not go on as a test run
         traceback.print_exc()
