@@ -66,7 +66,7 @@ class _NodeCalls:
     async def stop(self, request: web.Request) -> web.Response:
         query = Query(request)
         grace_seconds = query.number("grace_seconds", 5, 0, 60)
-        wait_seconds = query.number("wait_seconds", 30, 0, 60)
+        wait_seconds = query.number("wait_seconds", 30, 0, 120)
         reason = query.choice("reason", [reason.value for reason in STOP_REASONS])
         generation = query.optional_integer("generation", 1, _MOST)
         epoch = query.optional_integer("epoch", 0, _MOST)
