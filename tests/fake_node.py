@@ -1,13 +1,13 @@
 """A node for the api's tests: the node seam in memory, over a unix socket, with switches for how it misbehaves.
 
-`python -m tests.fake_node RUN_DIR` serves one by itself, for measurements.
+`python tests/fake_node.py RUN_DIR` serves one by itself, for measurements.
 """
 
 import asyncio
 import json
 import os
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -38,9 +38,6 @@ from sandboxd.contract.validation import invalid
 
 DIGEST = "sha256:" + "ab" * 32
 IMAGE = image_id_from_digest(DIGEST)
-Middleware = Callable[
-    [web.Request, Callable[[web.Request], Awaitable[web.StreamResponse]]], Awaitable[web.StreamResponse]
-]
 
 
 @dataclass(slots=True)
@@ -414,7 +411,7 @@ def _result(process_id: str, stdout: str) -> RunResult:
 
 
 @asynccontextmanager
-async def fake_node(run_dir: Path, name: str = "sandboxd", **settings: Any) -> AsyncIterator[FakeNode]:
+async def fake_node(run_dir: Path, name: str = "sandboxd", **settings: Any) -> AsyncGenerator[FakeNode]:
     """Serve a node while the context lasts. It does not report by itself."""
     node = FakeNode(run_dir, name, **settings)
     await node.start()

@@ -4,7 +4,7 @@ import asyncio
 import os
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 from api.config import Settings
@@ -26,7 +26,7 @@ SOURCES = Sources(
 
 
 @asynccontextmanager
-async def open_platform(settings: Settings, sources: Sources = SOURCES) -> AsyncIterator[Platform]:
+async def open_platform(settings: Settings, sources: Sources = SOURCES) -> AsyncGenerator[Platform]:
     """Migrate the database, make the root project if there is none, remember the nodes, start reconciling."""
     database = Database(settings.store_url)
     await asyncio.to_thread(migrate, database.engine)

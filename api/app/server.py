@@ -7,7 +7,7 @@ import signal
 import socket
 import struct
 import sys
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
@@ -31,7 +31,7 @@ _CREDENTIALS: Final = struct.Struct("3i")
 class _PeerProtocol(HttpToolsProtocol):
     """Serves root and this user alone: who else can open the socket must not speak for a node."""
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride] - uvicorn narrows it the same way
+    def connection_made(self, transport: asyncio.Transport) -> None:
         connection: socket.socket = transport.get_extra_info("socket")
         raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
         _, uid, _ = _CREDENTIALS.unpack(raw)
@@ -90,7 +90,7 @@ def _url(listener: socket.socket) -> str:
 
 
 @asynccontextmanager
-async def serving(settings: Settings, sources: Sources = SOURCES) -> AsyncIterator[tuple[Platform, str]]:
+async def serving(settings: Settings, sources: Sources = SOURCES) -> AsyncGenerator[tuple[Platform, str]]:
     """Serve while the context lasts; yields the platform and the public address. On leaving, open answers may end."""
     async with open_platform(settings, sources) as platform:
         public = _tcp_socket(settings.api_host, settings.api_port)

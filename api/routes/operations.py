@@ -1,7 +1,7 @@
 """How operations are described in the OpenAPI document: bodies, parameters, answers and every expected error."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, cast
 
 from fastapi import Response
 from pydantic import BaseModel
@@ -154,12 +154,12 @@ def complete(document: Schema) -> Schema:
 
 def _resolve(value: Any, references: Mapping[str, str]) -> Any:
     if isinstance(value, dict):
-        mapping: dict[str, Any] = value
+        mapping = cast("dict[str, Any]", value)
         return {
             key: references.get(part, part) if key == "$ref" else _resolve(part, references)
             for key, part in mapping.items()
         }
     if isinstance(value, list):
-        parts: list[Any] = value
+        parts = cast("list[Any]", value)
         return [_resolve(part, references) for part in parts]
     return value

@@ -1,7 +1,7 @@
 """Wakes who waits for a sandbox to change. Within this process: with one api, every change passes here."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 
@@ -16,7 +16,7 @@ class Changes:
             event.set()
 
     @contextmanager
-    def subscribe(self, sandbox_id: str) -> Iterator[asyncio.Event]:
+    def subscribe(self, sandbox_id: str) -> Generator[asyncio.Event]:
         """Yield an event that is set at each change from now on; the waiter clears it before it looks."""
         event = asyncio.Event()
         self._waiting.setdefault(sandbox_id, set()).add(event)

@@ -3,13 +3,41 @@
 The database holds what was decided; this holds what was seen, and a restart learns it again within one report.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from api.services.placement import NodeView
 from sandboxd.contract.ids import is_id
 from sandboxd.contract.messages import Capacity, ImageRef, NodeReport, Resources, SandboxReport
+
+
+class Promises:
+    """Resources by sandbox id, with their sums at hand: every create asks for them."""
+
+    def __init__(self) -> None:
+        self._by_id: dict[str, Resources] = {}
+        self.cpus = 0.0
+        self.memory_mib = 0
+        self.disk_mib = 0
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def add(self, sandbox_id: str, resources: Resources) -> None:
+        self.drop(sandbox_id)
+        self._by_id[sandbox_id] = resources
+        self._count(resources, 1)
+
+    def drop(self, sandbox_id: str) -> None:
+        """Forget one, if it is there."""
+        if (resources := self._by_id.pop(sandbox_id, None)) is not None:
+            self._count(resources, -1)
+
+    def _count(self, resources: Resources, sign: int) -> None:
+        self.cpus = round(self.cpus + sign * resources.cpus, 6)
+        self.memory_mib += sign * resources.memory_mib
+        self.disk_mib += sign * resources.disk_mib
 
 
 @dataclass(slots=True)
@@ -27,7 +55,7 @@ class Member:
     report: NodeReport | None = None
     sequence: int = -1
     refusals: int = 0
-    promised: dict[str, Resources] = field(default_factory=dict[str, Resources])
+    promised: Promises = field(default_factory=Promises)
     """What was placed and is not in a report yet."""
     missing: dict[str, int] = field(default_factory=dict[str, int])
     """Sandboxes a full report lacked, with its sequence; a second one makes it certain."""
@@ -60,20 +88,20 @@ class Fleet:
         return ImageRef(id=image_id, reference=image, digest=holders[image_id][0])
 
     @contextmanager
-    def promise(self, node_id: str, sandbox_id: str, resources: Resources) -> Iterator[None]:
+    def promise(self, node_id: str, sandbox_id: str, resources: Resources) -> Generator[None]:
         """Count the sandbox as used on the node while it is being asked, until a report shows it."""
         member = self.members[node_id]
-        member.promised[sandbox_id] = resources
+        member.promised.add(sandbox_id, resources)
         try:
             yield
         except BaseException:
-            member.promised.pop(sandbox_id, None)
+            member.promised.drop(sandbox_id)
             raise
 
     def withdraw(self, node_id: str, sandbox_id: str) -> None:
         """The node refused."""
         if (member := self.members.get(node_id)) is not None:
-            member.promised.pop(sandbox_id, None)
+            member.promised.drop(sandbox_id)
             member.refusals += 1
 
     def saw(self, reports: Iterable[SandboxReport]) -> None:
@@ -86,7 +114,7 @@ class Fleet:
         if (member := self.members.get(node_id)) is not None:
             member.applied.pop(sandbox_id, None)
             member.missing.pop(sandbox_id, None)
-            member.promised.pop(sandbox_id, None)
+            member.promised.drop(sandbox_id)
 
 
 def _view(member: Member) -> NodeView | None:
@@ -94,15 +122,15 @@ def _view(member: Member) -> NodeView | None:
     if report is None:
         return None
     used = report.used
-    promised = member.promised.values()
+    promised = member.promised
     return NodeView(
         id=member.id,
         ready=not member.silent,
         capacity=report.capacity,
         used=Capacity(
-            cpus=used.cpus + sum(resources.cpus for resources in promised),
-            memory_mib=used.memory_mib + sum(resources.memory_mib for resources in promised),
-            disk_mib=used.disk_mib + sum(resources.disk_mib for resources in promised),
+            cpus=used.cpus + promised.cpus,
+            memory_mib=used.memory_mib + promised.memory_mib,
+            disk_mib=used.disk_mib + promised.disk_mib,
             sandboxes=used.sandboxes + len(promised),
         ),
         images={image.id for image in report.images},

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 import structlog
 
-from api.services.fleet import Member
+from api.services.fleet import Member, Promises
 from api.services.platform import Platform
 from api.store import nodes as node_store
 from api.store import sandboxes as store
@@ -43,7 +43,7 @@ async def receive(platform: Platform, report: NodeReport) -> ReportAnswer:
     member.sequence = report.sequence
     member.report = report
     for sandbox in report.sandboxes:
-        member.promised.pop(sandbox.id, None)
+        member.promised.drop(sandbox.id)
         member.missing.pop(sandbox.id, None)
     if report.full:
         member.refusals = 0
@@ -97,7 +97,7 @@ async def _register(platform: Platform, member: Member | None, report: NodeRepor
         incarnation=report.incarnation,
         last_seen=platform.sources.monotonic(),
         silent=False,
-        promised=member.promised if member else {},
+        promised=member.promised if member else Promises(),
     )
     platform.fleet.members[report.node_id] = fresh
     return fresh

@@ -93,7 +93,7 @@ class EgressPolicy(Strict):
     ]
     allow: list[str] = Field(default_factory=list, max_length=256)
     deny: list[str] = Field(default_factory=list, max_length=256)
-    inject: list[InjectRule] = Field(default_factory=list, max_length=32)
+    inject: list[InjectRule] = Field(default_factory=list[InjectRule], max_length=32)
     limits: EgressLimits | None = None
 
     def later_feature(self) -> str | None:
@@ -186,8 +186,8 @@ class SandboxRequest(Strict):
 
     def egress_spec(self, defaults: dict[str, Any]) -> EgressSpec:
         """Return the policy asked for, else the project's."""
-        mode = self.egress.mode if self.egress else defaults.get("egress", {}).get("mode", "blocked")
-        return EgressSpec(mode=mode)
+        asked = self.egress.mode if self.egress else defaults.get("egress", {}).get("mode")
+        return EgressSpec(mode="open" if asked == "open" else "blocked")
 
 
 class CreateSandbox(SandboxRequest):
@@ -198,7 +198,7 @@ class CreateSandbox(SandboxRequest):
     """Unique among the project's live sandboxes."""
     if_exists: Literal["error", "return"] = "error"
     entrypoint: Annotated[list[str], Field(min_length=1)] | None = None
-    tunnels: list[TunnelRequest] = Field(default_factory=list, max_length=64)
+    tunnels: list[TunnelRequest] = Field(default_factory=list[TunnelRequest], max_length=64)
     wait_seconds: float = Field(default=60, ge=0, le=MAX_WAIT_SECONDS)
     """How long the answer may wait for `running`."""
 
@@ -230,7 +230,7 @@ class RunOnce(SandboxRequest):
 
     model_config = _without(*_LATER)
     command: RunSpec
-    files: list[RunFile] = Field(default_factory=list, max_length=1000)
+    files: list[RunFile] = Field(default_factory=list[RunFile], max_length=1000)
     wait_seconds: float = Field(default=60, ge=0, le=MAX_WAIT_SECONDS)
     """How long the sandbox may take to run."""
 

@@ -28,7 +28,7 @@ class Project(SQLModel):
 class ProjectTable(Project, table=True):
     """Projects."""
 
-    __tablename__ = "projects"
+    __tablename__ = "projects"  # pyright: ignore[reportAssignmentType] - SQLModel takes a plain string
     __table_args__ = (CheckConstraint("state IN ('active', 'suspended', 'deleting')", name="project_state"),)
 
 
@@ -50,7 +50,7 @@ class ApiKey(SQLModel):
 class ApiKeyTable(ApiKey, table=True):
     """API keys."""
 
-    __tablename__ = "api_keys"
+    __tablename__ = "api_keys"  # pyright: ignore[reportAssignmentType] - SQLModel takes a plain string
     __table_args__ = (CheckConstraint("kind IN ('project', 'operator')", name="api_key_kind"),)
 
 
@@ -99,7 +99,7 @@ class Sandbox(SQLModel):
 class SandboxTable(Sandbox, table=True):
     """Sandboxes."""
 
-    __tablename__ = "sandboxes"
+    __tablename__ = "sandboxes"  # pyright: ignore[reportAssignmentType] - SQLModel takes a plain string
     __table_args__ = (
         CheckConstraint(_one_of("state", SandboxState), name="sandbox_state"),
         CheckConstraint(_one_of("desired_state", DesiredState), name="sandbox_desired_state"),
@@ -127,7 +127,7 @@ class IdempotencyKey(SQLModel):
 class IdempotencyKeyTable(IdempotencyKey, table=True):
     """Idempotency keys."""
 
-    __tablename__ = "idempotency_keys"
+    __tablename__ = "idempotency_keys"  # pyright: ignore[reportAssignmentType] - SQLModel takes a plain string
     __table_args__ = (CheckConstraint("state IN ('in_flight', 'done')", name="idempotency_key_state"),)
 
 
@@ -148,7 +148,7 @@ class Node(SQLModel):
 class NodeTable(Node, table=True):
     """Nodes."""
 
-    __tablename__ = "nodes"
+    __tablename__ = "nodes"  # pyright: ignore[reportAssignmentType] - SQLModel takes a plain string
     __table_args__ = (CheckConstraint("state IN ('ready', 'lost')", name="node_state"),)
 
 
