@@ -154,9 +154,10 @@ class FakeNode:
 
 
 @asynccontextmanager
-async def node(world: World) -> AsyncGenerator[FakeNode]:
+async def node(world: World, network: FakeNetwork | None = None) -> AsyncGenerator[FakeNode]:
     """Have an agent open while inside; leaving is its graceful exit."""
-    network = FakeNetwork(kernel=world.kernel)
+    network = network or FakeNetwork(kernel=world.kernel)
+    world.images.leases.clear()  # an agent's leases die with it
     parts = Parts(
         runtime=FakeRuntime(world.host_world),
         network=network,
@@ -188,8 +189,6 @@ async def crashing_node(world: World) -> AsyncGenerator[FakeNode]:
         except BaseExceptionGroup as errors:
             if (rest := errors.split(CrashError)[1]) is not None:
                 raise rest from None
-    # Leases live in the agent's memory.
-    world.images.leases.clear()
 
 
 def a_sandbox_id() -> str:
