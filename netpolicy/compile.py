@@ -20,8 +20,10 @@ OPEN = "open_if"
 MARKS = "marks"
 NODE_ADDRESSES = "node_addresses"
 
-MARK_MASK = 0xFFFF0000
-"""The half of a connection's mark that names its slot; the other half is the generation of its policy."""
+SLOT_MASK = 0xFFFF0000
+"""The half of a connection's mark that names its slot."""
+NODE_MARK = 0x8000
+"""Set where the node began the connection, which no egress policy ends. The bits below are kept for policies."""
 
 _CONNECTION_RATE = "500/second burst 2000 packets"
 _CONNECTIONS = 8192
@@ -142,7 +144,9 @@ table inet {ROUTER_TABLE} {{
 
   chain output {{
     type filter hook output priority filter; policy accept;
-    oifname {sandboxes} ct mark set oifname map @{MARKS}
+    oifname != {sandboxes} accept
+    ct mark set oifname map @{MARKS}
+    ct mark set ct mark or {NODE_MARK:#x}
   }}
 
   chain nat {{

@@ -8,7 +8,7 @@ import struct
 import subprocess
 from collections.abc import Callable, Iterable
 
-from netpolicy.compile import MARK_MASK, OPEN, ROUTER_TABLE, Change, Element, slot_mark
+from netpolicy.compile import NODE_MARK, OPEN, ROUTER_TABLE, SLOT_MASK, Change, Element, slot_mark
 from netpolicy.netlink import (
     ACK,
     CREATE,
@@ -88,11 +88,15 @@ class Firewall:
         end = Message(_BATCH_END, 0, struct.pack(">BBH", 0, 0, 10))
         self._change([begin, *messages, end], "set elements")
 
-    def forget_connections(self, index: int) -> None:
-        """End every connection of a slot: neither side's next packet belongs to one."""
+    def forget_connections(self, index: int, *, of_the_node: bool = False) -> None:
+        """End every connection that a slot's sandbox began: neither side's next packet belongs to one.
+
+        With `of_the_node`, also those that the node began.
+        """
+        mask = SLOT_MASK if of_the_node else SLOT_MASK | NODE_MARK
         payload = struct.pack(">BBH", 0, 0, 0)
         payload += attribute(_CONNECTION_MARK, struct.pack(">I", slot_mark(index)))
-        payload += attribute(_CONNECTION_MARK_MASK, struct.pack(">I", MARK_MASK))
+        payload += attribute(_CONNECTION_MARK_MASK, struct.pack(">I", mask))
         self._change([Message(_DELETE_CONNECTION, ACK, payload)], f"connections of slot {index}")
 
     def open_interfaces(self) -> set[str]:

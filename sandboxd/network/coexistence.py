@@ -45,6 +45,11 @@ def withdraw(link: str, owner: str) -> None:
 def problems(link: str, owner: str) -> list[str]:
     """Say which firewall in the way is not ours to change."""
     found: list[str] = []
+    shared = _chain()
+    if shared is not None and any(_iptables("-C", shared, *rule) is None for rule in _rules(link, owner)):
+        found.append(
+            f"iptables' chain {shared} lost the rules that let {link} through: the next repair puts them back."
+        )
     for chain in _forward_chains():
         table = f"{chain['family']} {chain['table']}"
         if chain["table"] == owner or (table == "ip filter" and shutil.which("iptables") is not None):

@@ -19,6 +19,7 @@ from netpolicy.compile import Change, policy_change
 from netpolicy.firewall import Firewall
 from netpolicy.policy import Mode, Policy
 from sandboxd.contract.messages import EgressSpec
+from sandboxd.network import slots
 from sandboxd.network.base import NetworkError, Slot
 from sandboxd.network.failures import refusals
 from sandboxd.network.host import HostSide
@@ -33,6 +34,8 @@ UPLINK_RANGE = IPv4Network("10.230.0.0/16")
 _SOCKETS_READY = 64
 _KEPT_PER_POOLED = 8
 """How many used slots are kept for each one that the pool aims at."""
+_VACATE_SECONDS = 1.0
+_VACATE_INTERVAL_SECONDS = 0.02
 
 _log = structlog.get_logger(__name__)
 
@@ -108,11 +111,13 @@ class KernelNetwork:
             return
         blocked = True
         try:
-            await self._thread("births").run(partial(self._apply_policy, slot, Policy(Mode.BLOCKED)))
+            await self._thread("births").run(partial(self._cut_off, slot))
         except NetworkError as error:
             # Its link is removed instead, which blocks it better.
             blocked = False
             _log.warning("slot_not_blocked", slot=index, error=str(error))
+        if blocked:
+            blocked = await self._vacated(slot)
         keep = blocked and len(router.ready) < self._pool_size * _KEPT_PER_POOLED
         # Removing a link takes the kernel some tens of milliseconds: nobody who waits for a slot waits for that.
         urgency = Urgency.CALLER_WAITS if keep else Urgency.BACKGROUND
@@ -180,6 +185,15 @@ class KernelNetwork:
         self._threads[name] = thread
         return thread
 
+    async def _vacated(self, slot: Slot) -> bool:
+        """Wait for the sandbox's last sockets: the kernel closes them a moment after its processes are gone."""
+        with contextlib.suppress(TimeoutError, NetworkError):
+            async with asyncio.timeout(_VACATE_SECONDS):
+                while not await self._thread("router").run(partial(slots.is_empty, slot)):  # noqa: ASYNC110 - nobody tells
+                    await asyncio.sleep(_VACATE_INTERVAL_SECONDS)
+                return True
+        return False
+
     def _thread(self, name: str) -> NamespaceThread:
         thread = self._threads.get(name)
         if thread is None:
@@ -241,6 +255,11 @@ class KernelNetwork:
         if policy.mode is Mode.BLOCKED:
             with refusals(f"slot {slot.index}'s connections cannot be ended"):
                 self._firewall.forget_connections(slot.index)
+
+    def _cut_off(self, slot: Slot) -> None:
+        self._apply(policy_change(slot.interface, Policy(Mode.BLOCKED)))
+        with refusals(f"slot {slot.index}'s connections cannot be ended"):
+            self._firewall.forget_connections(slot.index, of_the_node=True)
 
     def _apply(self, change: Change) -> None:
         with refusals("the router's table cannot be changed"):

@@ -82,11 +82,12 @@ class NamespaceThread:
             if self._closed:
                 return
             self._closed = True
-            for urgency, _, _, result in self._jobs:
-                if urgency is Urgency.BACKGROUND:
-                    result.cancel()
-            self._jobs = [job for job in self._jobs if not job[3].cancelled()]
+            dropped = [job for job in self._jobs if job[0] == Urgency.BACKGROUND]
+            self._jobs = [job for job in self._jobs if job[0] != Urgency.BACKGROUND]
             heapq.heapify(self._jobs)
+            for _, _, _, result in dropped:
+                if result.set_running_or_notify_cancel():
+                    result.set_exception(NetworkError("the network is stopped"))
             self._changed.notify()
         if self._thread.is_alive():
             self._thread.join()

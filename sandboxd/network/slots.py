@@ -95,10 +95,19 @@ def recycle(slot: Slot, links: Links) -> None:
     with refusals(f"slot {slot.index} cannot be used again"):
         verify_outside(slot, links)
         with inside(slot.netns_path), Links() as within:
-            _expect_nobody(slot)
+            who = _inhabitants(slot)
+            _expect(not who, slot, f"still inside: {who}")
             within.remove_addresses(_INSIDE_INDEX)
             _address(slot, within)
             _verify_inside(slot, within)
+
+
+def is_empty(slot: Slot) -> bool:
+    """Whether nobody is inside; a slot that is gone is empty."""
+    if not is_pin(slot.netns_path):
+        return True
+    with refusals(f"slot {slot.index} cannot be looked at"), inside(slot.netns_path):
+        return not _inhabitants(slot)
 
 
 def verify_outside(slot: Slot, links: Links) -> None:
@@ -152,13 +161,11 @@ def _verify_inside(slot: Slot, within: Links) -> None:
     _expect(neighbours == [Neighbour(peer.ip, _mac(slot, 1))], slot, "the neighbour inside is wrong")
 
 
-def _expect_nobody(slot: Slot) -> None:
-    """A process or packet socket that outlived its sandbox would see the next one's traffic."""
-    sockets = Path("/proc/thread-self/net/packet").read_text().splitlines()[1:]
-    _expect(not sockets, slot, "a packet socket is open inside")
+def _inhabitants(slot: Slot) -> list[str]:
+    """Return who could see the next sandbox's traffic: packet sockets and processes that outlived the last one."""
+    found = ["a packet socket"] * (len(Path("/proc/thread-self/net/packet").read_text().splitlines()) - 1)
     identity = slot.netns_path.stat().st_ino
-    inhabitants = [pid for pid, namespace in _namespaces() if namespace == identity]
-    _expect(not inhabitants, slot, f"processes {inhabitants[:5]} are inside")
+    return found + [f"process {pid}" for pid, namespace in _namespaces() if namespace == identity]
 
 
 def _namespaces() -> Iterator[tuple[int, int]]:

@@ -20,6 +20,7 @@ from sandboxd.network.links import Links
 from sandboxd.network.netns import is_pin
 
 OPEN = EgressSpec(mode="open")
+BLOCKED = EgressSpec(mode="blocked")
 GUEST_PORT = 49979
 _PATIENCE_SECONDS = 20
 _POOL = 2
@@ -84,6 +85,22 @@ async def test_two_nodes_reach_their_own_guests_at_the_same_address(one: KernelN
         assert await ask(one, slots[0]) == b"one"
         assert await ask(two, slots[1]) == b"two"
         assert [await ask(one, slots[0]) for _ in range(100)] == [b"one"] * 100
+
+
+async def test_a_policy_ends_no_call_of_the_node(one: KernelNetwork) -> None:
+    """Streams of the api run on while egress is opened and closed."""
+    slot = await one.acquire("a")
+    with contextlib.ExitStack() as stack:
+        listening = stack.enter_context(World.do(slot.netns_path, lambda: socket.create_server(("", GUEST_PORT))))
+        node = stack.enter_context(one.open_socket())
+        await asyncio.get_running_loop().sock_connect(node, (slot.address, GUEST_PORT))
+        guest = stack.enter_context((await asyncio.to_thread(listening.accept))[0])
+        for egress in (OPEN, BLOCKED, OPEN, BLOCKED):
+            await one.apply_egress(slot, egress)
+            guest.sendall(b"output")
+            assert await asyncio.get_running_loop().sock_recv(node, 100) == b"output"
+            await asyncio.get_running_loop().sock_sendall(node, b"input")
+            assert await asyncio.to_thread(guest.recv, 100) == b"input"
 
 
 async def test_the_host_has_no_way_to_a_guest(one: KernelNetwork) -> None:

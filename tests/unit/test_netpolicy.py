@@ -135,7 +135,7 @@ def test_a_slot_is_known_by_interface_and_address_together() -> None:
 
 @given(st.integers(0, 0xFFFE - 1), st.integers(0, 0xFFFE - 1))
 def test_marks_tell_slots_apart(one: int, other: int) -> None:
-    assert compiled.slot_mark(one) & compiled.MARK_MASK == compiled.slot_mark(one)
+    assert compiled.slot_mark(one) & compiled.SLOT_MASK == compiled.slot_mark(one)
     assert 0 < compiled.slot_mark(one) < 2**32
     assert (compiled.slot_mark(one) == compiled.slot_mark(other)) is (one == other)
 
