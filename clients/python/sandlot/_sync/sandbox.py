@@ -268,9 +268,14 @@ class Sandbox:
             query["state"] = state
         if tag is not None:
             query["tag"] = tag
-        page = as_object(self._client.call(Request("GET", self._path + "/processes", query=query)))
-        items = cast("list[Any]", page.get("items") or [])
-        return [Process(self._client, self.id, ProcessInfo.parse(item)) for item in items]
+        found: list[Process] = []
+        while True:
+            page = as_object(self._client.call(Request("GET", self._path + "/processes", query=query)))
+            items = cast("list[Any]", page.get("items") or [])
+            found += [Process(self._client, self.id, ProcessInfo.parse(item)) for item in items]
+            if not page.get("next_cursor"):
+                return found
+            query["cursor"] = page["next_cursor"]
 
     def _describe(self, answer: object) -> SandboxInfo:
         self.info = SandboxInfo.parse(answer)
