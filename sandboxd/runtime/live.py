@@ -39,6 +39,10 @@ class Live:
             gofer = _open(self.incarnation.gofer)
             if gofer is not None:
                 self._watch(self.incarnation.gofer.pid, gofer)
+            else:
+                # it ended while nobody looked
+                self._gofer_died_first = self._died_by_itself(None)
+                pidfds.send_kill(sentry)
         return True
 
     def stop(self) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import select
 import signal
 from collections.abc import AsyncGenerator, Generator
 from pathlib import Path
@@ -334,6 +335,46 @@ async def test_runsc_gives_pid_1_what_the_guest_needs(node: Place) -> None:
         await runtime.start(launch.sandbox_id)
         async with asyncio.timeout(GRACE):
             assert await runtime.wait(launch.sandbox_id) == RuntimeEnd(exit_code=0)
+    finally:
+        await runtime.remove(launch.sandbox_id)
+
+
+async def test_runsc_sees_a_gofer_that_died_while_nobody_looked(node: Place) -> None:
+    runtime = node.runtime()
+    await runtime.open()
+    launch = node.launch()
+    try:
+        await runtime.create(launch)
+        incarnation = await runtime.start(launch.sandbox_id)
+        assert incarnation.gofer is not None
+        await runtime.close()
+        pidfd = os.pidfd_open(incarnation.gofer.pid)
+        os.kill(incarnation.gofer.pid, signal.SIGKILL)
+        await asyncio.to_thread(select.select, [pidfd], [], [], GRACE)
+        os.close(pidfd)
+        runtime = node.runtime()
+        await runtime.open()
+        assert await runtime.recover(launch.sandbox_id, incarnation)
+        async with asyncio.timeout(GRACE):
+            assert (await runtime.wait(launch.sandbox_id)).gofer_died_first
+    finally:
+        await runtime.remove(launch.sandbox_id)
+
+
+async def test_runsc_runs_the_sentry_without_rights_on_the_host(node: Place) -> None:
+    runtime = node.runtime()
+    await runtime.open()
+    launch = node.launch()
+    try:
+        await runtime.create(launch)
+        sentry = Path("/proc") / str((await runtime.start(launch.sandbox_id)).sentry.pid)
+        status = dict(line.split(":\t", 1) for line in (sentry / "status").read_text().splitlines() if ":\t" in line)
+        assert set(status["Uid"].split()) == {"65534"}
+        assert int(status["CapPrm"], 16) == 0
+        assert status["Seccomp"] == "2"
+        for namespace in ("user", "mnt", "pid", "ipc", "uts", "net"):
+            assert (sentry / "ns" / namespace).readlink() != Path("/proc/self/ns", namespace).readlink()
+        assert (sentry / "oom_score_adj").read_text().strip() == str(bundle.SCORE_ADJUSTMENT)
     finally:
         await runtime.remove(launch.sandbox_id)
 
