@@ -21,6 +21,7 @@ CREATE = 0x400
 DUMP = 0x300
 NESTED = 0x8000
 
+_RECEIVE_BUFFER_FORCE = 33
 _SOL_NETLINK = 270
 _CAP_ACK = 10
 _EXT_ACK = 11
@@ -31,6 +32,7 @@ _ACK_HAS_ATTRIBUTES = 0x200
 _DUMP_INTERRUPTED = 0x10
 _HEADER = struct.Struct("=IHHII")
 _BUFFER_BYTES = 4 << 20
+_READ_BYTES = 1 << 18
 _TIMEOUT_SECONDS = 10
 
 
@@ -80,6 +82,8 @@ class NetlinkSocket:
             self._socket.bind((0, 0))
             for option in (_CAP_ACK, _EXT_ACK):
                 self._socket.setsockopt(_SOL_NETLINK, option, 1)
+            # All acknowledgements of a batch wait here before the first is read.
+            self._socket.setsockopt(socket.SOL_SOCKET, _RECEIVE_BUFFER_FORCE, _BUFFER_BYTES)
             self._socket.settimeout(_TIMEOUT_SECONDS)
         except OSError:
             self._socket.close()
@@ -170,7 +174,7 @@ class NetlinkSocket:
 
     def _receive(self) -> Iterator[tuple[int, int, int, bytes]]:
         try:
-            data = self._socket.recv(_BUFFER_BYTES)
+            data = self._socket.recv(_READ_BYTES)
         except TimeoutError as error:
             raise OSError(errno.ETIMEDOUT, "the kernel did not answer a netlink request") from error
         while len(data) >= _HEADER.size:
