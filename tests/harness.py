@@ -3,6 +3,7 @@
 import os
 import secrets
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -168,7 +169,6 @@ class Platform:
             self._launcher.terminate()
             self._launcher.wait()
             self._launcher = None
-            self.__dict__.pop("http", None)  # the next start listens on another port
 
     def stop(self) -> None:
         """End everything, and assert that nothing is left."""
@@ -181,6 +181,8 @@ class Platform:
             check=False,
         )
         self.stop_programs()
+        if "http" in self.__dict__:
+            self.http.close()
         if self in LIVE:
             LIVE.remove(self)
         left = self.residue()
@@ -253,7 +255,7 @@ def start_platform(directory: Path, *, runtime: str = "runsc", **settings: str) 
         "data_dir": str(directory),
         "run_dir": f"/run/sandlot-{instance}",
         "cache_dir": str(cache_dir()),
-        "api_port": "0",
+        "api_port": str(_free_port()),  # the same after a restart
         "node_name": instance,
         "runtime": runtime,
         **settings,
@@ -280,6 +282,12 @@ def platform(**settings: str) -> Generator[Platform]:
         yield started
     finally:
         started.stop()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def _cpu_ticks(pid: int) -> int:
