@@ -157,7 +157,7 @@ class FakeNode:
 async def node(world: World, network: FakeNetwork | None = None) -> AsyncGenerator[FakeNode]:
     """Have an agent open while inside; leaving is its graceful exit."""
     network = network or FakeNetwork(kernel=world.kernel)
-    world.images.leases.clear()  # an agent's leases die with it
+    world.images = FakeImages()  # an agent's leases die with it
     parts = Parts(
         runtime=FakeRuntime(world.host_world),
         network=network,

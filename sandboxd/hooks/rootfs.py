@@ -1,7 +1,10 @@
 """The root file system: a lease on the image and a directory for what the sandbox writes."""
 
 import asyncio
+import contextlib
+import functools
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import structlog
@@ -28,7 +31,7 @@ class RootfsHook:
         await self._points.reach("rootfs.lease")
         parts.image = await parts.leases.enter_async_context(self._images.lease(parts.spec.image.id))
         await self._points.reach("rootfs.upper")
-        self.upper(parts.sandbox_id).mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.upper(parts.sandbox_id).mkdir(mode=0o700, exist_ok=True)
         await self._points.reach("rootfs.prepared")
 
     async def recover(self, parts: Parts) -> None:
@@ -42,7 +45,7 @@ class RootfsHook:
         await self._points.reach("rootfs.remove")
         upper = self.upper(parts.sandbox_id)
         if upper.exists():
-            await asyncio.to_thread(_remove_tree, upper)
+            await _settled(functools.partial(_remove_tree, upper))
         await self._points.reach("rootfs.unlease")
         await parts.leases.aclose()
         parts.image = None
@@ -53,10 +56,18 @@ class RootfsHook:
         return self._upper_dir / sandbox_id
 
 
-def _remove_tree(path: Path) -> None:
-    """Remove a directory; one that vanishes meanwhile is as good as removed."""
+async def _settled(work: Callable[[], None]) -> None:
+    """Do blocking work in a thread; a cancellation waits for it, so that no undo runs beside another."""
+    future = asyncio.get_running_loop().run_in_executor(None, work)
     try:
-        shutil.rmtree(path)
-    except FileNotFoundError:
-        if path.exists():
+        await asyncio.shield(future)
+    except asyncio.CancelledError:
+        await asyncio.wait([future])
+        raise
+
+
+def _remove_tree(path: Path) -> None:
+    """Remove a directory; one that is not there, or vanishes meanwhile, is as good as removed."""
+    while path.exists():
+        with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(path)

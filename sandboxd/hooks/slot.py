@@ -1,6 +1,5 @@
 """The slot: a network of the sandbox's own, with egress blocked."""
 
-
 from sandboxd.hooks.base import FailPoints, Parts
 from sandboxd.network.base import Network, NetworkError
 
