@@ -28,6 +28,7 @@ class SandboxEndedError(ProblemError):
             reason=reason,
             state=state,
             ended_at=ended_at,
+            sandbox_id=sandbox_id,
         )
 
 

@@ -362,9 +362,7 @@ async def _ended(platform: Platform, start: Start) -> Outcome:
     if start.key is not None:
         await platform.database.write(key_store.release, start.sandbox.project_id, start.key)
     current = await _current(platform, start)
-    problem = ended_problem(current)
-    problem.members["sandbox_id"] = current.id
-    return Outcome(current, problem)
+    return Outcome(current, ended_problem(current))
 
 
 async def _not_started(platform: Platform, start: Start, error: NodeProblemError) -> Outcome:
@@ -385,7 +383,5 @@ async def _not_started(platform: Platform, start: Start, error: NodeProblemError
 
 
 def _reason(error: NodeProblemError) -> SandboxReason:
-    for text in (error.body.get("reason"), error.code):
-        if isinstance(text, str) and text in SandboxReason:
-            return SandboxReason(text)
-    return SandboxReason.START_FAILED
+    said = {error.body.get("reason"), error.code}
+    return next((reason for reason in SandboxReason if reason.value in said), SandboxReason.START_FAILED)

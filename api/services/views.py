@@ -146,11 +146,12 @@ def render(model: BaseModel) -> bytes:
 
 
 def ended_problem(row: Row) -> SandboxEndedError:
-    """Return why a call to an ended sandbox cannot be."""
+    """Return why a call to a sandbox that has ended, or is being deleted, cannot be."""
+    ending = row.ended_at is None
     return SandboxEndedError(
         row.id,
         state=row.state,
-        reason=row.reason,
+        reason=SandboxReason.REQUESTED if ending else row.reason,
         message=row.message,
         ended_at=rendered_time(row.ended_at or row.updated_at),
     )
