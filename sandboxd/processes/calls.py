@@ -71,7 +71,7 @@ async def _collect(opened: Run, collector: Collector, give_up: float | None, bea
     try:
         async with asyncio.timeout_at(give_up), aclosing(opened.events) as events:
             async for event in events:
-                if opened.joined and isinstance(event, Lost) and event.seq == 0:
+                if opened.joined and isinstance(event, Lost) and event.seq == 0 and event.lost_bytes:
                     return False
                 collector.add(event)
                 if loop.time() >= beat_at:

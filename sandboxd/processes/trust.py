@@ -179,7 +179,10 @@ class StreamCheck:
                 continue
             yield from _between(batch, begin, index)
             begin = index + 1
-            yield self._special(head, batch)
+            event = self._special(head, batch)
+            if self.over and begin < len(batch.heads):
+                raise GuestError("the stream goes on behind its exit")
+            yield event
         yield from _between(batch, begin, len(batch.heads))
 
     def _admit_head(self, head: Head) -> None:
