@@ -69,7 +69,7 @@ async def serving(sandbox: StandSandbox) -> AsyncGenerator[str]:
     """Serve the sandbox; the base URL of its calls."""
     app = web.Application(middlewares=[problems], client_max_size=0)
     app.add_routes(routes(sandbox))
-    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
+    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1, auto_decompress=False)
     await runner.setup()
     listener = socket.create_server(("127.0.0.1", 0))
     try:

@@ -7,6 +7,7 @@ nothing unpacked. What frames and records say is checked above, in `sandboxd.pro
 import asyncio
 import base64
 import functools
+import io
 import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -38,6 +39,8 @@ MAX_CONNECTIONS: Final = 200
 """Below the 256 a guest takes, so that it is this client that says `too_many_streams`."""
 
 READ_BYTES: Final = 262_144
+LARGE_BYTES: Final = 524_288
+"""Bodies above this are handed to the transport piece by piece."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -343,9 +346,10 @@ class HttpGuest:
         headers: dict[str, str],
         seconds: float | None,
     ) -> aiohttp.ClientResponse:
+        sent = io.BytesIO(data) if isinstance(data, bytes) and len(data) > LARGE_BYTES else data
         try:
             async with asyncio.timeout(self._limits.answer_seconds if seconds is None else seconds):
-                return await self._session.request(method, url, data=data, headers=headers, allow_redirects=False)
+                return await self._session.request(method, url, data=sent, headers=headers, allow_redirects=False)
         except aiohttp.ConnectionTimeoutError as error:
             if len(self._session.connector._acquired if self._session.connector else ()) >= MAX_CONNECTIONS:  # noqa: SLF001 - the only way to tell the pool from the peer
                 raise ProblemError(
