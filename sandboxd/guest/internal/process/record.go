@@ -51,6 +51,8 @@ type Record struct {
 	started time.Time
 	// open counts what must be over before the end is reported: the process and each of its output channels.
 	open atomic.Int32
+	// Booked by the table, under its lock.
+	over bool
 	cost int64
 
 	mu       sync.Mutex

@@ -169,11 +169,12 @@ func (t *Table) hasEnded(record *Record) {
 	t.running--
 	t.ended++
 	t.lastExit = time.Now()
+	record.over = true
 	record.cost = record.ring.Cost()
 	t.endedCost += record.cost
 	for i := 0; i < len(t.order) && (t.ended > maxEnded || t.endedCost > maxEndedBytes); {
 		oldest := t.order[i]
-		if oldest.cost == 0 || oldest == record {
+		if !oldest.over || oldest == record {
 			i++
 			continue
 		}

@@ -23,7 +23,8 @@ import (
 )
 
 const (
-	maxHeaderBytes = 16 * 1024
+	// net/http allows 4 KiB more than it is told.
+	maxHeaderBytes = 16*1024 - 4096
 	maxBodyBytes   = 16 << 20
 	bodyPatience   = 30 * time.Second
 	headerPatience = 30 * time.Second
