@@ -37,6 +37,7 @@ def find(instance: str | None = None, directories: Iterable[Path] = ()) -> set[R
     found |= {Residue("socket", path) for path in _sockets() if _is_below(path, below)}
     found |= {Residue("link", name) for name in _links() if _matches(name, "sl", instance)}
     found |= {Residue("nft table", name) for name in _tables() if _matches(name, "sandlot_", instance)}
+    found |= {Residue("iptables rule", rule) for rule in _rules(instance)}
     return found
 
 
@@ -121,6 +122,16 @@ def _tables() -> Iterator[str]:
     for row in _json_of(["nft", "--json", "list", "tables"]).get("nftables", []):
         if "table" in row:
             yield row["table"]["name"]
+
+
+def _rules(instance: str | None) -> Iterator[str]:
+    """Yield rules in iptables' shared chains that name a link of ours."""
+    ours = re.compile(rf" sl{instance or '[a-z][a-z0-9]*'}( |$)")
+    try:
+        done = subprocess.run(["iptables", "-S"], capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return
+    yield from (line for line in done.stdout.splitlines() if ours.search(line))
 
 
 def _json_of(argv: list[str]) -> dict[str, Any]:

@@ -17,7 +17,9 @@ from infra.launcher import account, box, programs
 from infra.launcher.account import LauncherError
 from infra.launcher.images import import_image, list_images
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Sandlot on this machine.")
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, help="Sandlot on this machine.", pretty_exceptions_enable=False
+)
 images = typer.Typer(no_args_is_help=True, help="Images of this node.")
 app.add_typer(images, name="image")
 

@@ -1,17 +1,15 @@
 """Checks of nft, namespaces, forwarding, other firewalls and the port."""
 
-import json
 import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from infra.config import LauncherConfig
 from infra.doctor.findings import Finding, fail, ok, warn
 from infra.launcher import lock
-from infra.setup.progress import output_of
+from sandboxd.network import coexistence
 
 _NET = Path("/proc/sys/net/ipv4")
 
@@ -64,28 +62,12 @@ def forwarding(rp_filter_all: str, rp_filter_default: str, *, enabled: bool) -> 
     return ok("forwarding", f"on, reverse path filter {'strict' if strict else 'loose or off'}")
 
 
-def firewall_checks(_config: LauncherConfig) -> Iterator[Finding]:
-    said = output_of(["nft", "--json", "list", "chains"])
-    chains = [row["chain"] for row in json.loads(said)["nftables"] if "chain" in row] if said else []
-    yield firewalls(dropping_chains(chains), active_services())
-
-
-def dropping_chains(chains: list[dict[str, Any]]) -> list[str]:
-    """Return the base chains of others that drop what is forwarded unless they say otherwise."""
-    return [
-        f"{chain['family']} {chain['table']} {chain['name']}"
-        for chain in chains
-        if chain.get("hook") == "forward"
-        and chain.get("policy") == "drop"
-        and not chain["table"].startswith("sandlot_")
-    ]
+def firewall_checks(config: LauncherConfig) -> Iterator[Finding]:
+    yield firewalls(coexistence.problems(f"sl{config.instance}", f"sandlot_{config.instance}"), active_services())
 
 
 def active_services() -> list[str]:
-    marks = {
-        "Docker": Path("/sys/class/net/docker0"),
-        "firewalld": Path("/run/firewalld.pid"),
-    }
+    marks = {"Docker": Path("/sys/class/net/docker0"), "firewalld": Path("/run/firewalld.pid")}
     found = [name for name, mark in marks.items() if mark.exists()]
     ufw = Path("/etc/ufw/ufw.conf")
     if ufw.exists() and "ENABLED=yes" in ufw.read_text():
@@ -93,14 +75,11 @@ def active_services() -> list[str]:
     return found
 
 
-def firewalls(dropping: list[str], services: list[str]) -> Finding:
-    if dropping:
-        return warn(
-            "firewalls",
-            f"{', '.join(services) or 'another firewall'} drops forwarded packets in {', '.join(dropping)}",
-            "sandboxes may not reach the internet until it accepts forwarding from and to the links sl*",
-        )
-    return ok("firewalls", f"nothing drops forwarded packets{' beside ' + ', '.join(services) if services else ''}")
+def firewalls(problems: list[str], services: list[str]) -> Finding:
+    beside = f" (here: {', '.join(services)})" if services else ""
+    if problems:
+        return warn("firewalls", f"another firewall is in the way of sandboxes{beside}", " ".join(problems))
+    return ok("firewalls", f"none in the way of sandboxes{beside}")
 
 
 def port_checks(config: LauncherConfig) -> Iterator[Finding]:

@@ -63,6 +63,9 @@ def environment(env: Mapping[str, str], config: LauncherConfig, *, home: str) ->
         "SANDLOT_DATA_DIR": str(config.data_dir),
         "SANDLOT_RUN_DIR": str(config.run_dir),
         "SANDLOT_CACHE_DIR": str(config.cache_dir),
+        # On one box the launcher asks the programs where it put them.
+        "SANDLOT_NODE_SOCKET": str(config.node_socket),
+        "SANDLOT_API_SOCKET": str(config.api_socket),
     }
 
 

@@ -50,7 +50,7 @@ from infra.residue import Residue
         (network.forwarding("0", "2", enabled=True), Level.OK),
         (network.forwarding("0", "0", enabled=False), Level.WARN),
         (network.firewalls([], ["Docker"]), Level.OK),
-        (network.firewalls(["ip filter FORWARD"], ["Docker"]), Level.WARN),
+        (network.firewalls(["The chain drops: add a rule."], ["Docker"]), Level.WARN),
         (network.port("127.0.0.1", 7070, None, ours=False), Level.OK),
         (network.port("127.0.0.1", 7070, "Address already in use", ours=True), Level.OK),
         (network.port("127.0.0.1", 7070, "Address already in use", ours=False), Level.FAIL),
@@ -64,16 +64,6 @@ def test_finding(finding: Finding, level: Level) -> None:
     assert finding.fact
     assert (level is Level.OK) == (not finding.fix), "what is not well names its fix"
     assert "\n" not in doctor.line(finding)
-
-
-def test_dropping_chains_are_those_of_others() -> None:
-    chains = [
-        {"family": "ip", "table": "filter", "name": "FORWARD", "hook": "forward", "policy": "drop"},
-        {"family": "ip", "table": "filter", "name": "INPUT", "hook": "input", "policy": "drop"},
-        {"family": "inet", "table": "sandlot_a", "name": "forward", "hook": "forward", "policy": "drop"},
-        {"family": "ip", "table": "filter", "name": "DOCKER-USER"},
-    ]
-    assert network.dropping_chains(chains) == ["ip filter FORWARD"]
 
 
 def test_a_check_that_breaks_is_a_finding() -> None:
