@@ -32,6 +32,7 @@ def shell(box: Platform, sandbox_id: str, script: str) -> str:
 
 
 def test_the_line_it_prints_runs(box: Platform) -> None:
+    box.wait_until(lambda: "curl " in box.logs()["launcher"], "the line to paste")
     printed = box.logs()["launcher"]
     (command,) = [line.strip() for line in printed.splitlines() if line.strip().startswith("curl ")]
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
