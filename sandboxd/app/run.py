@@ -3,9 +3,10 @@
 import asyncio
 import os
 import signal
+import sys
 from collections.abc import AsyncGenerator, Coroutine
 from contextlib import asynccontextmanager
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import structlog
 import uvloop
@@ -42,7 +43,19 @@ def _run(work: Coroutine[Any, Any, None], config: NodeConfig | None) -> None:
     os.umask(0o077)
     set_up_logs((config or NodeConfig()).log_level)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as loop:
-        loop.run(work)
+        try:
+            loop.run(work)
+        except* Exception as errors:  # noqa: BLE001 - the last words of the program
+            _log.critical("node agent cannot go on", exc_info=True, errors=_words(errors))
+            sys.exit(1)
+
+
+def _words(error: BaseException) -> list[str]:
+    """Say what failed, without the groups around it."""
+    if not isinstance(error, BaseExceptionGroup):
+        return [f"{type(error).__name__}: {error}"]
+    group = cast("BaseExceptionGroup[BaseException]", error)
+    return [word for each in group.exceptions for word in _words(each)]
 
 
 async def _serve_until_told(config: NodeConfig) -> None:
