@@ -19,22 +19,32 @@ class NodeConfig(BaseSettings):
     instance: InstanceName = "sandlot"
     """Names everything that is global in the kernel: cgroups, links, tables."""
     data_dir: Path = Path("/var/lib/sandlot")
+    """What must outlive a reboot: ledger, images, what sandboxes write, the node's key."""
     run_dir: Path = Path("/run/sandlot")
+    """What must not: the runtime's state, sockets, pins of network namespaces."""
     cache_dir: Path = Path("/var/lib/sandlot/cache")
+    """What set-up made: runsc, guest, the default image. Read only."""
     node_name: str = Field(default_factory=socket.gethostname, min_length=1)
+    """What people call the node."""
 
     runtime: Literal["runsc", "fake"] = "runsc"
     """`fake` runs nothing: for work on the api, and for measuring what surrounds the runtime."""
     runsc: Path | None = None
+    """The runsc to run; default `<cache>/runsc/current/runsc`."""
     guest_dir: Path | None = None
+    """The directory with the guest binary; default `<cache>/guest/current`."""
 
     api_user: str = "sandlot"
     """The user the api runs as; it, root and the agent's own user may call the node."""
     api_socket: Path | None = None
+    """Where the api listens for reports; default `<run>/api/api.sock`."""
     node_socket: Path | None = None
+    """Where the node listens for the api; default `<run>/api/sandboxd.sock`."""
     heartbeat_seconds: float = Field(default=5, gt=0)
+    """How often everything is reported, and everything is looked after."""
 
     max_sandboxes: int = Field(default=1000, ge=1)
+    """How many sandboxes at most."""
     max_starts: int = Field(default=8, ge=1)
     """Cold creates under way at once; the others wait in line. More of them only make each slower."""
     cpu_overcommit: float = Field(default=128, ge=1)
@@ -43,8 +53,6 @@ class NodeConfig(BaseSettings):
     """Promised against present memory: most sandboxes use little; pressure closes admission (memory_floor_mib)."""
     disk_overcommit: float = Field(default=16, ge=1)
     """Promised against present disk; the watermark is what holds when all of them write at once."""
-    memory_overhead_mib: int = Field(default=64, ge=0)
-    """What a sandbox costs beside what it asked for: sentry, gofer, guest."""
     memory_reserve_mib: int = Field(default=512, ge=0)
     """Kept from all sandboxes together, for the platform."""
     memory_floor_mib: int = Field(default=384, ge=0)
@@ -55,6 +63,7 @@ class NodeConfig(BaseSettings):
     """With less than this left free the sandbox that wrote most is stopped."""
 
     slot_pool_size: int = Field(default=8, ge=0)
+    """How many networks are kept ready."""
     uplink_range: IPv4Network = IPv4Network("10.230.0.0/16")
     """Where the link between the host and the router namespace finds a free pair of addresses."""
     sandbox_range: IPv4Network = IPv4Network("10.231.0.0/16")
@@ -69,6 +78,7 @@ class NodeConfig(BaseSettings):
     exit_seconds: float = Field(default=10, ge=0)
     """When told to exit, how long the agent lets starts and stops under way finish."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least that is logged."""
 
     @property
     def runsc_path(self) -> Path:

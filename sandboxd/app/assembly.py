@@ -15,7 +15,7 @@ from sandboxd.app.identity import Identity, read_identity
 from sandboxd.cgroups import Cgroups
 from sandboxd.clock import Clock, HostClock
 from sandboxd.config import NodeConfig
-from sandboxd.contract.messages import RuntimeInfo
+from sandboxd.contract.messages import Resources, RuntimeInfo
 from sandboxd.guest_client.http import HttpGuest
 from sandboxd.hooks.base import FailPoints, Hook, NoFailPoints
 from sandboxd.hooks.egress import EgressHook
@@ -39,6 +39,7 @@ from sandboxd.network.fake import FakeNetwork
 from sandboxd.network.kernel import KernelNetwork
 from sandboxd.runner.tools import Tools
 from sandboxd.runtime.base import Runtime
+from sandboxd.runtime.bundle import limits
 from sandboxd.runtime.fake import FakeRuntime
 from sandboxd.runtime.runsc import RunscRuntime
 
@@ -135,14 +136,13 @@ def make_manager(config: NodeConfig, parts: Parts, identity: Identity, boot_id: 
         cpu_overcommit=config.cpu_overcommit,
         memory_overcommit=config.memory_overcommit,
         disk_overcommit=config.disk_overcommit,
-        memory_overhead_mib=config.memory_overhead_mib,
         memory_reserve_mib=config.memory_reserve_mib,
         memory_floor_mib=config.memory_floor_mib,
         disk_reserve_mib=config.disk_reserve_mib,
     )
     return Manager(
         tools,
-        Admission(rules, parts.host),
+        Admission(rules, parts.host, _memory_need_mib),
         node_key=identity.key,
         boot_id=boot_id,
         max_starts=config.max_starts,
@@ -184,6 +184,11 @@ async def opened(config: NodeConfig, parts: Parts) -> AsyncGenerator[Node]:
     finally:
         await parts.network.stop(keep=True)
         await parts.runtime.close()
+
+
+def _memory_need_mib(resources: Resources) -> int:
+    """Return what a sandbox is allowed in all, the stated overhead of running it included."""
+    return -(-limits(resources).memory_bytes // _MIB)
 
 
 def _hooks(config: NodeConfig, parts: Parts) -> tuple[Hook, ...]:

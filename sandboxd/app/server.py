@@ -35,7 +35,12 @@ def application(peers: Iterable[int], routes: Iterable[web.AbstractRouteDef]) ->
 def runner(app: web.Application) -> web.AppRunner:
     """Make what serves an application: a handler whose client has gone is cancelled."""
     return web.AppRunner(
-        app, access_log=None, handler_cancellation=True, shutdown_timeout=_SHUTDOWN_SECONDS, keepalive_timeout=75
+        app,
+        access_log=None,
+        handler_cancellation=True,
+        auto_decompress=False,  # what is small here must not be large there: compressed bodies are refused
+        shutdown_timeout=_SHUTDOWN_SECONDS,
+        keepalive_timeout=75,
     )
 
 

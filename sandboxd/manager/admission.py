@@ -1,5 +1,6 @@
 """Admission: whether one more sandbox fits. The node's word on this is the last."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from sandboxd.contract.messages import Capacity, Resources
@@ -15,7 +16,6 @@ class AdmissionRules:
     cpu_overcommit: float
     memory_overcommit: float
     disk_overcommit: float
-    memory_overhead_mib: int
     memory_reserve_mib: int
     memory_floor_mib: int
     disk_reserve_mib: int
@@ -24,8 +24,10 @@ class AdmissionRules:
 class Admission:
     """Keeps what has been promised to whom. Not for two threads."""
 
-    def __init__(self, rules: AdmissionRules, host: Host) -> None:
+    def __init__(self, rules: AdmissionRules, host: Host, memory_need_mib: Callable[[Resources], int]) -> None:
+        """`memory_need_mib` says what a sandbox takes with the overhead of running it."""
         self._rules = rules
+        self._memory_need_mib = memory_need_mib
         self._host = host
         self._promised: dict[str, Resources] = {}
         self._cpus = 0.0
@@ -81,13 +83,11 @@ class Admission:
         self._memory_mib += sign * self._memory_need_mib(resources)
         self._disk_mib += sign * resources.disk_mib
 
-    def _memory_need_mib(self, resources: Resources) -> int:
-        return resources.memory_mib + self._rules.memory_overhead_mib
-
     def _require_possible(self, resources: Resources) -> None:
+        overhead_mib = self._memory_need_mib(resources) - resources.memory_mib
         wants = (
             ("cpus", resources.cpus, self._present.cpus),
-            ("memory_mib", resources.memory_mib, self._present.memory_mib - self._rules.memory_overhead_mib),
+            ("memory_mib", resources.memory_mib, self._present.memory_mib - overhead_mib),
             ("disk_mib", resources.disk_mib, self._present.disk_mib),
         )
         for name, wanted, limit in wants:

@@ -2,6 +2,8 @@
 
 import asyncio
 
+import structlog
+
 from sandboxd.contract.problems import ProblemError
 from sandboxd.contract.reasons import SandboxReason
 from sandboxd.contract.states import SandboxState
@@ -10,6 +12,8 @@ from sandboxd.runner.evidence import start_problem
 from sandboxd.runner.life import Cause, Life
 from sandboxd.runner.tools import Tools
 
+_log = structlog.get_logger(__name__)
+
 
 async def start(life: Life, tools: Tools, line: asyncio.Semaphore, deadline_seconds: float) -> Cause | None:
     """Bring it to `running`; or say what its end begins with, leaving the undoing to the caller.
@@ -17,6 +21,7 @@ async def start(life: Life, tools: Tools, line: asyncio.Semaphore, deadline_seco
     Cut off by the deadline, and when its end begins. `line` bounds how many start at once.
     """
     loop = asyncio.get_running_loop()
+    began = loop.time()
     scope = asyncio.timeout(deadline_seconds)
     try:
         async with scope:
@@ -34,6 +39,7 @@ async def start(life: Life, tools: Tools, line: asyncio.Semaphore, deadline_seco
     life.move(SandboxState.RUNNING)
     life.settled.set()
     tools.changed(life.id)
+    _log.info("sandbox running", sandbox_id=life.id, seconds=round(loop.time() - began, 3))
     return None
 
 

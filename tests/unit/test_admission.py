@@ -15,11 +15,16 @@ RULES = AdmissionRules(
     cpu_overcommit=2,
     memory_overcommit=1,
     disk_overcommit=1,
-    memory_overhead_mib=64,
     memory_reserve_mib=1024,
     memory_floor_mib=100,
     disk_reserve_mib=1000,
 )
+
+
+def need(resources: Resources) -> int:
+    return resources.memory_mib + 64
+
+
 SIZES = st.builds(
     Resources,
     cpus=st.floats(min_value=0.1, max_value=8),
@@ -32,7 +37,7 @@ SIZES = st.builds(
 def test_never_more_than_the_capacity_and_never_less_than_nothing(
     steps: list[tuple[bool, int, Resources]],
 ) -> None:
-    admission = Admission(RULES, FakeHost(cpus=4, memory_mib=8192, disk_mib=100_000))
+    admission = Admission(RULES, FakeHost(cpus=4, memory_mib=8192, disk_mib=100_000), need)
     capacity = admission.capacity()
     for admits, number, resources in steps:
         if admits:
@@ -54,7 +59,7 @@ def test_never_more_than_the_capacity_and_never_less_than_nothing(
 
 
 def test_what_is_there_already_counts_even_beyond_the_limit() -> None:
-    admission = Admission(RULES, FakeHost(cpus=1, memory_mib=2048, disk_mib=10_000))
+    admission = Admission(RULES, FakeHost(cpus=1, memory_mib=2048, disk_mib=10_000), need)
     admission.take("a", Resources(memory_mib=4096))
     admission.take("a", Resources(memory_mib=4096))
     assert admission.used().memory_mib == 4160
