@@ -38,13 +38,23 @@ def nft_answer(status: int, said: str) -> Finding:
 
 
 def namespace_checks(_config: LauncherConfig) -> Iterator[Finding]:
-    """Make a namespace with a link pair inside it; both are gone when the command ends."""
-    argv = ["unshare", "--net", "ip", "link", "add", "sandlot0", "type", "veth", "peer", "name", "sandlot1"]
+    """Make a namespace with a link pair inside it, and a user namespace; all are gone when the commands end."""
+    pair = ["ip", "link", "add", "sandlot0", "type", "veth", "peer", "name", "sandlot1"]
+    yield namespace("network namespace", _refusal(["unshare", "--net", *pair]), "root and the module veth are needed")
+    yield namespace(
+        "user namespace",
+        _refusal(["unshare", "--user", "true"]),
+        "not possible inside a chroot; elsewhere: sysctl -w user.max_user_namespaces=65536",
+    )
+
+
+def namespace(check: str, refusal: str | None, fix: str) -> Finding:
+    return ok(check, "can be made") if refusal is None else fail(check, refusal, fix)
+
+
+def _refusal(argv: list[str]) -> str | None:
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
-    if done.returncode == 0:
-        yield ok("namespaces", "network namespaces and veth pairs can be made")
-    else:
-        yield fail("namespaces", done.stderr.strip() or "no network namespace", "root and the module veth are needed")
+    return None if done.returncode == 0 else " ".join(done.stderr.split()) or f"status {done.returncode}"
 
 
 def forwarding_checks(_config: LauncherConfig) -> Iterator[Finding]:

@@ -47,6 +47,8 @@ from infra.residue import Residue
         (software.built_guest(None, "bb"), Level.FAIL),
         (network.nft_answer(0, ""), Level.OK),
         (network.nft_answer(1, "Error: Could not process rule\n more"), Level.FAIL),
+        (network.namespace("user namespace", None, "fix"), Level.OK),
+        (network.namespace("user namespace", "Operation not permitted", "fix"), Level.FAIL),
         (network.forwarding("0", "2", enabled=True), Level.OK),
         (network.forwarding("0", "0", enabled=False), Level.WARN),
         (network.firewalls([], ["Docker"]), Level.OK),
