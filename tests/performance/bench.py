@@ -8,7 +8,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,8 @@ from typing import Any
 import aiohttp
 import httpx
 
-from harness import Platform, cache_dir, start_platform
+from harness import Platform, cache_dir
+from harness import platform as start
 from raw_sandbox import TOKEN, RawBox, RawSandbox, raw_box
 from report import PAGE, Row, median, percentile, render
 from sandboxd.contract.frames import MEDIA_TYPE
@@ -114,11 +114,22 @@ async def _drain(response: aiohttp.ClientResponse) -> int:
     return total
 
 
+async def _listening(http: aiohttp.ClientSession, base: str) -> None:
+    while True:
+        try:
+            async with http.get(f"{base}/health") as answer:
+                await answer.read()
+                return
+        except aiohttp.ClientConnectorError:
+            await asyncio.sleep(0.01)
+
+
 async def _direct(sandbox: RawSandbox, raw: RawBox, spec: dict[str, Any]) -> float:
     """MB/s of a process's output, straight from the guest through a socket born in the router namespace."""
     connector = aiohttp.TCPConnector(socket_factory=lambda _: raw.open_socket())
     async with aiohttp.ClientSession(connector=connector, headers={"Authorization": f"Bearer {TOKEN}"}) as http:
         base = f"http://{sandbox.slot.address}:49979/v1"
+        await _listening(http, base)
         await (await http.post(f"{base}/init", json=raw.init_of(sandbox))).read()
         begun = time.perf_counter()
         async with http.post(f"{base}/processes", params={"follow": "1"}, json=spec) as response:
@@ -240,59 +251,52 @@ async def _restart(platform: Platform, http: httpx.AsyncClient, ids: list[str]) 
 async def api_overhead(_platform: Platform, _raw: RawBox) -> list[Row]:
     """The api and its store around a runtime that does nothing."""
     rows: list[Row] = []
-    async with _fake_platform() as platform, platform.async_http() as http:
-        for concurrent in (1, 8, 32):
-            count = 200 if concurrent == 1 else 1200
-            samples: list[float] = []
-            limit = asyncio.Semaphore(concurrent)
-            body = {"resources": {"memory_mib": 64}, "timeout_seconds": 600}
+    with start(runtime="fake", max_sandboxes="4000", memory_overcommit="64") as platform:
+        async with platform.async_http() as http:
+            for concurrent in (1, 8, 32):
+                count = 200 if concurrent == 1 else 1200
+                samples: list[float] = []
+                limit = asyncio.Semaphore(concurrent)
+                body = {"resources": {"memory_mib": 64}, "timeout_seconds": 600}
 
-            async def one(limit: asyncio.Semaphore = limit, samples: list[float] = samples, body: Any = body) -> str:
-                async with limit:
-                    begun = time.perf_counter()
-                    answer = await http.post("/v1/sandboxes", json=body)
-                    samples.append((time.perf_counter() - begun) * 1000)
-                    return answer.raise_for_status().json()["id"]
+                async def one(
+                    limit: asyncio.Semaphore = limit, samples: list[float] = samples, body: Any = body
+                ) -> str:
+                    async with limit:
+                        begun = time.perf_counter()
+                        answer = await http.post("/v1/sandboxes", json=body)
+                        samples.append((time.perf_counter() - begun) * 1000)
+                        return answer.raise_for_status().json()["id"]
 
-            gc.collect()
-            begun = time.perf_counter()
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(one()) for _ in range(count)]
-            rate = count / (time.perf_counter() - begun)
-            async with asyncio.TaskGroup() as group:
-                for task in tasks:
-                    group.create_task(http.delete(f"/v1/sandboxes/{task.result()}", params={"grace_seconds": 0}))
-            if concurrent == 1:
+                gc.collect()
+                begun = time.perf_counter()
+                async with asyncio.TaskGroup() as group:
+                    tasks = [group.create_task(one()) for _ in range(count)]
+                rate = count / (time.perf_counter() - begun)
+                async with asyncio.TaskGroup() as group:
+                    for task in tasks:
+                        group.create_task(http.delete(f"/v1/sandboxes/{task.result()}", params={"grace_seconds": 0}))
+                if concurrent == 1:
+                    rows.append(
+                        Row(
+                            name="api + store + node overhead of a create (fake runtime), p50",
+                            unit="ms",
+                            value=median(samples),
+                            limit=5,
+                            note=f"p99 {percentile(samples, 99):.1f} ms",
+                        )
+                    )
                 rows.append(
                     Row(
-                        name="api + store + node overhead of a create (fake runtime), p50",
-                        unit="ms",
-                        value=median(samples),
-                        limit=5,
-                        note=f"p99 {percentile(samples, 99):.1f} ms",
+                        name=f"creates per second over the fake runtime, {concurrent} at once",
+                        unit="/s",
+                        value=rate,
+                        limit=300 if concurrent == 32 else None,
+                        more_is_better=True,
+                        note=f"{count} creates; p50 {median(samples):.1f} ms, p99 {percentile(samples, 99):.1f} ms",
                     )
                 )
-            rows.append(
-                Row(
-                    name=f"creates per second over the fake runtime, {concurrent} at once",
-                    unit="/s",
-                    value=rate,
-                    limit=300 if concurrent == 32 else None,
-                    more_is_better=True,
-                    note=f"{count} creates; p50 {median(samples):.1f} ms, p99 {percentile(samples, 99):.1f} ms",
-                )
-            )
     return rows
-
-
-@asynccontextmanager
-async def _fake_platform():  # noqa: ANN202 - an async context manager of Platform
-    with tempfile.TemporaryDirectory() as directory:
-        platform = start_platform(Path(directory), runtime="fake", max_sandboxes=4000)
-        try:
-            yield platform
-        finally:
-            platform.stop()
 
 
 def _available_mib() -> float:
@@ -318,17 +322,13 @@ BENCHMARKS: dict[str, Callable[[Platform, RawBox], Awaitable[list[Row]]]] = {
 
 async def _bench(names: list[str]) -> list[Row]:
     rows: list[Row] = []
-    with tempfile.TemporaryDirectory() as directory:
-        platform = start_platform(Path(directory) / "platform")
-        try:
-            async with raw_box(Path(directory) / "raw", cache_dir()) as raw:
-                for name in names:
-                    for row in await BENCHMARKS[name](platform, raw):
-                        ratio = "" if row.ratio is None else f"  {row.ratio:.2f} × {row.baseline_name}"
-                        print(f"{row.name}: {row.value:.2f} {row.unit}{ratio}  {row.verdict}", flush=True)
-                        rows.append(row)
-        finally:
-            platform.stop()
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as directory, start() as platform:
+        async with raw_box(Path(directory), cache_dir()) as raw:
+            for name in names:
+                for row in await BENCHMARKS[name](platform, raw):
+                    ratio = "" if row.ratio is None else f"  {row.ratio:.2f} × {row.baseline_name}"
+                    print(f"{row.name}: {row.value:.2f} {row.unit}{ratio}  {row.verdict}", flush=True)
+                    rows.append(row)
     return rows
 
 
