@@ -55,7 +55,7 @@ check: environment ## Formatting, lints, types, layers, dependencies, committed 
 	@$(BIN)/pyright
 	@$(BIN)/lint-imports
 	@$(BIN)/deptry .
-	@$(BIN)/python -m openapi --check
+	@$(BIN)/python -m openapi.generate --check
 	@$(BIN)/python -m infra.setup go vet ./...
 	@unformatted=$$($(BIN)/python -m infra.setup gofmt -l .); \
 		if [[ -n "$$unformatted" ]]; then echo "gofmt: $$unformatted" >&2; exit 1; fi
@@ -68,7 +68,7 @@ format: environment ## Format the Python and Go sources
 
 .PHONY: openapi
 openapi: environment ## Write the committed API documents anew
-	@$(BIN)/python -m openapi
+	@$(BIN)/python -m openapi.generate
 
 .PHONY: bench
 bench: setup ## Measure the budgets as ratios to the raw tool (takes a while)
