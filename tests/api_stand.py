@@ -52,7 +52,8 @@ class Client:
             options["json"] = body
         async with self.session.request(method, self.url + path, headers=headers, **options) as answer:
             raw = await answer.read()
-            value = await answer.json(content_type=None) if answer.content_type.endswith(("/json", "+json")) and raw else None
+            is_json = answer.content_type.endswith(("/json", "+json"))
+            value = await answer.json(content_type=None) if is_json and raw else None
             return Answer(answer.status, answer.headers, raw, value)
 
     async def create(self, **body: Any) -> dict[str, Any]:

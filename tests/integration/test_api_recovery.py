@@ -4,11 +4,13 @@ import asyncio
 from collections.abc import AsyncGenerator
 from pathlib import Path
 
+import aiohttp
 import pytest
 
 from api.services import reports
 from api_stand import Stand, api, make_settings, until
 from fake_node import fake_node
+from sandboxd.contract.messages import NodeReport
 from sandboxd.contract.reasons import SandboxReason
 from sandboxd.contract.states import SandboxState
 
@@ -100,7 +102,11 @@ async def test_unknown_sandboxes_are_buried(stand: Stand) -> None:
 async def test_a_node_cannot_speak_of_anothers_sandboxes(stand: Stand) -> None:
     sandbox = await stand.root.create()
     async with fake_node(stand.platform.settings.run_dir, "second") as second:
-        forged = stand.node.report().sandboxes[0].model_copy(update={"state": "stopped", "reason": "requested"})
+        forged = (
+            stand.node.report()
+            .sandboxes[0]
+            .model_copy(update={"state": SandboxState.STOPPED, "reason": SandboxReason.REQUESTED})
+        )
         report = second.report().model_copy(update={"sandboxes": [forged]})
         await second.send_report(report)
     assert (await stand.root.get(sandbox["id"]))["state"] == "running"
@@ -204,15 +210,14 @@ async def test_a_steady_report_writes_nothing(stand: Stand) -> None:
         await stand.root.create()
     await stand.node.send_report()
     before = {key: dict(member.applied) for key, member in stand.platform.fleet.members.items()}
-    applied = await reports.apply(stand.platform, stand.node.id, stand.node.report().sandboxes)
+    on_the_wire = NodeReport.model_validate_json(stand.node.report().model_dump_json())
+    applied = await reports.apply(stand.platform, stand.node.id, on_the_wire.sandboxes)
     assert {row.verdict for row in applied} == {"same"}
     await stand.node.send_report()
     assert {key: dict(member.applied) for key, member in stand.platform.fleet.members.items()} == before
 
 
 async def test_reports_that_make_no_sense_are_refused(stand: Stand) -> None:
-    import aiohttp  # noqa: PLC0415 - only here
-
     connector = aiohttp.UnixConnector(str(stand.node.api_socket))
     async with aiohttp.ClientSession(connector=connector) as session:
         for body, status in ((b"{", 400), (b"{}", 422)):

