@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Generator, Mapping
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -138,6 +138,7 @@ class Stream:
         return b"".join(frame.payload for frame in self.frames if frame.kind == kind)
 
     def close(self) -> None:
+        self._answer.close()
         self._connection.close()
 
 
@@ -150,8 +151,9 @@ class RawGuest:
     token: str
     inside: bool
     """Whether it is PID 1 of a sandbox."""
-    image_shell: str = "/bin/bash"
-    _kept: list[http.client.HTTPConnection] = field(default_factory=list[http.client.HTTPConnection])
+    _kept: list[http.client.HTTPConnection | Stream] = field(
+        default_factory=list["http.client.HTTPConnection | Stream"]
+    )
 
     def connect(self, timeout: float = 60) -> http.client.HTTPConnection:
         connection = http.client.HTTPConnection(self.host, self.port, timeout=timeout)
@@ -233,7 +235,9 @@ class RawGuest:
         return reply.frames
 
     def follow(self, process: str, **query: Any) -> Stream:
-        return Stream(self.send("GET", f"processes/{process}/output", query={"follow": 1, **query}))
+        stream = Stream(self.send("GET", f"processes/{process}/output", query={"follow": 1, **query}))
+        self._kept.append(stream)
+        return stream
 
     def show(self, process: str, wait_seconds: float = 0) -> dict[str, Any]:
         return self.call("GET", f"processes/{process}", query={"wait_seconds": wait_seconds}).json
@@ -286,9 +290,8 @@ def native(directory: Path, *arguments: str) -> Generator[RawGuest]:
     command += ["--token-sha256", _hash(token), *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as agent:
         try:
-            guest = RawGuest("127.0.0.1", _port(agent.stdout), token, inside=False)
-            yield guest
-            guest.close()
+            with closing(RawGuest("127.0.0.1", _port(agent.stdout), token, inside=False)) as guest:
+                yield guest
         finally:
             agent.kill()
 
@@ -402,10 +405,9 @@ def sandboxed(**changes: Any) -> Generator[RawGuest]:
         node.do(node.runtime.open())
         node.do(node.runtime.create(Launch(**(values | changes))))
         node.do(node.runtime.start(name))
-        guest = RawGuest(theirs, GUEST_PORT, token, inside=True)
-        eventually(lambda: _answers(guest))
-        yield guest
-        guest.close()
+        with closing(RawGuest(theirs, GUEST_PORT, token, inside=True)) as guest:
+            eventually(lambda: _answers(guest))
+            yield guest
     finally:
         node.close()
 

@@ -355,7 +355,7 @@ def test_a_killed_tree_says_so(guest: RawGuest) -> None:
 
 
 def test_a_signal_to_the_process_alone_spares_its_children(guest: RawGuest) -> None:
-    process = guest.start('sleep 60 & echo $!; trap "exit 5" TERM; wait')["id"]
+    process = guest.start('trap "exit 5" TERM; sleep 60 & echo $!; wait')["id"]
     stream = guest.follow(process)
     stream.until(lambda frames: b"\n" in output_bytes(frames))
     child = int(stream.text())

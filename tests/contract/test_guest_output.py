@@ -142,10 +142,10 @@ def _settled(guest: RawGuest, process: str) -> int:
 
 
 def test_nothing_blocked_is_lost_when_the_process_ends(guest: RawGuest) -> None:
-    process = guest.start("head -c 120000 /dev/zero", output=BLOCK)["id"]
+    process = guest.start("head -c 90000 /dev/zero", output=BLOCK)["id"]
     guest.ended(process)
     frames = guest.output(process)
-    assert len(output_bytes(frames)) == 120_000
+    assert len(output_bytes(frames)) == 90_000
     assert FrameKind.LOST not in [frame.kind for frame in frames]
 
 

@@ -6,7 +6,6 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
-	"time"
 
 	"sandlot.dev/guest/internal/wire"
 )
@@ -15,28 +14,29 @@ const ticksPerSecond = 100
 
 // Read returns all but the ports.
 func Read() wire.Metrics {
-	var metrics wire.Metrics
-	for _, who := range []int{syscall.RUSAGE_SELF, syscall.RUSAGE_CHILDREN} {
-		var usage syscall.Rusage
-		if syscall.Getrusage(who, &usage) == nil {
-			metrics.CPUUsedSeconds += time.Duration(usage.Utime.Nano() + usage.Stime.Nano()).Seconds()
-		}
-	}
-	self := os.Getpid()
-	for _, pid := range pids() {
-		metrics.Processes++
-		if pid != self {
-			cpu, _ := Process(pid)
-			metrics.CPUUsedSeconds += cpu
-		}
-	}
-	metrics.MemoryUsedBytes = memoryUsed()
+	metrics := wire.Metrics{CPUUsedSeconds: cpuUsed(), Processes: len(pids()), MemoryUsedBytes: memoryUsed()}
 	var disk syscall.Statfs_t
 	if syscall.Statfs("/", &disk) == nil {
 		metrics.DiskLimitBytes = int64(disk.Blocks) * disk.Bsize
 		metrics.DiskUsedBytes = int64(disk.Blocks-disk.Bfree) * disk.Bsize
 	}
 	return metrics
+}
+
+// cpuUsed is the time of all processes that ever were, from the line `cpu user nice system idle…`.
+func cpuUsed() float64 {
+	text, err := os.ReadFile("/proc/stat")
+	if err != nil {
+		return 0
+	}
+	line, _, _ := strings.Cut(string(text), "\n")
+	fields := strings.Fields(line)
+	total := 0.0
+	for i := 1; i <= 3 && i < len(fields); i++ {
+		ticks, _ := strconv.ParseFloat(fields[i], 64)
+		total += ticks
+	}
+	return total / ticksPerSecond
 }
 
 // Process returns what a living process used; zeros if it is gone.

@@ -26,6 +26,7 @@ const (
 	// net/http allows 4 KiB more than it is told.
 	maxHeaderBytes = 16*1024 - 4096
 	maxBodyBytes   = 16 << 20
+	maxRestBytes   = 1 << 30
 	bodyPatience   = 30 * time.Second
 	headerPatience = 30 * time.Second
 	idlePatience   = 10 * time.Minute
@@ -126,11 +127,21 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	serve, id, problem := s.route(r)
 	if problem == nil {
-		r.Body = &patient{ReadCloser: r.Body, control: http.NewResponseController(w)}
+		control := http.NewResponseController(w)
+		_ = control.EnableFullDuplex()
+		r.Body = &patient{ReadCloser: r.Body, control: control}
 		problem = serve(w, r, id)
 	}
 	if problem != nil {
 		refuse(w, problem)
+		takeRest(w, r)
+	}
+}
+
+// takeRest reads what is left of a refused body: a client that only writes would otherwise see a reset, not the answer.
+func takeRest(w http.ResponseWriter, r *http.Request) {
+	if r.ContentLength != 0 && http.NewResponseController(w).Flush() == nil {
+		_, _ = io.CopyN(io.Discard, r.Body, maxRestBytes)
 	}
 }
 
