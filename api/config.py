@@ -16,15 +16,21 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="SANDLOT_", extra="ignore", frozen=True)
 
     instance: str = Field(default="sandlot", pattern=r"^[a-z][a-z0-9]{0,7}$")
+    """Which of several platforms of this machine this is."""
     data_dir: Path = Path("/var/lib/sandlot")
+    """What must outlive a reboot; the api's own part is `api/` below it."""
     run_dir: Path = Path("/run/sandlot")
+    """Sockets and what dies with a reboot."""
     api_host: str = "127.0.0.1"
+    """The address of the public listener."""
     api_port: int = Field(default=7070, ge=0, le=65535)
     """0: a free one; `<data>/api/url` says which."""
     api_metrics_port: int | None = Field(default=None, ge=0, le=65535)
     """A listener of its own for /metrics, without a key, on `api_host`."""
     api_socket: Path | None = None
+    """Where nodes of this box report; `<run>/api/api.sock` unless set."""
     database_url: str | None = None
+    """A SQLAlchemy URL; SQLite in `<data>/api/api.db` unless set."""
     default_egress: Literal["open", "blocked"] = "open"
     """What the root project's sandboxes reach when a create does not say."""
     node_interval_seconds: float = Field(default=5, gt=0)

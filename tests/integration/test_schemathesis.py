@@ -1,3 +1,4 @@
+# pyright: reportUnknownVariableType=false
 """The document against the server, by Schemathesis: never a 5xx, and every answer is one the document names.
 
 What is sent may be fine or not; data-plane calls reach a fake node that holds a sandbox and a process with known ids.
