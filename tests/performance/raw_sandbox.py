@@ -15,6 +15,7 @@ from control_socket import run
 from sandboxd.cgroups import Cgroups
 from sandboxd.contract.ids import new_id
 from sandboxd.contract.messages import EgressSpec, Resources
+from sandboxd.guest_client.base import GUEST_PORT
 from sandboxd.network.base import Slot
 from sandboxd.network.kernel import KernelNetwork
 from sandboxd.runtime import bundle
@@ -34,7 +35,8 @@ class RawSandbox:
     control_socket: Path
     create_seconds: float
     start_seconds: float
-    cpu_seconds: float
+    command_cpu_seconds: float
+    """Of the two runsc commands."""
 
     def exec(self, argv: list[str]) -> bytes:
         """Run a program by the control socket; its output."""
@@ -98,7 +100,6 @@ class RawBox:
         self._command([f"--root={self._places.root}", "start", sandbox_id])
         started = time.perf_counter()
         after = os.times()
-        meters = self._cgroups.meters(sandbox_id)
         commands = (after.children_user + after.children_system) - (used.children_user + used.children_system)
         sandbox = RawSandbox(
             sandbox_id,
@@ -106,7 +107,7 @@ class RawBox:
             self._places.root / f"runsc-{sandbox_id}.sock",
             created - begun,
             started - created,
-            commands + (meters.cpu_used_seconds if meters else 0),
+            commands,
         )
         self.live.append(sandbox)
         return sandbox
@@ -119,6 +120,19 @@ class RawBox:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
+
+    async def cpu_when_serving(self, sandbox: RawSandbox) -> float:
+        """Return the CPU seconds of sentry, gofer and guest once the guest takes connections."""
+        loop = asyncio.get_running_loop()
+        while True:
+            with self._network.open_socket() as probe:
+                try:
+                    await loop.sock_connect(probe, (sandbox.slot.address, GUEST_PORT))
+                except OSError:
+                    await asyncio.sleep(0.005)
+                    continue
+            meters = self._cgroups.meters(sandbox.id)
+            return meters.cpu_used_seconds if meters else 0
 
     def open_socket(self) -> socket.socket:
         """Return a socket that reaches raw sandboxes."""
