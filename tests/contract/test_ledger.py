@@ -53,7 +53,7 @@ def a_record(**changes: object) -> Record:
 
 
 def a_full_record() -> Record:
-    record = a_record(  # noqa: S604 - `shell` is a field of the record
+    record = a_record(
         phase=Phase.ENDED,
         slot_index=7,
         incarnation=Incarnation(
