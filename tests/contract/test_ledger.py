@@ -49,7 +49,7 @@ def a_record(**changes: object) -> Record:
         boot_id="boot",
         nonce="00" * 16,
     )
-    return replace(record, **changes)  # pyright: ignore[reportArgumentType] - changes are the fields by name
+    return replace(record, **changes)
 
 
 def a_full_record() -> Record:

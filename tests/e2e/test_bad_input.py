@@ -221,7 +221,7 @@ class TestManyAtOnce:
     def test_two_deletes_at_once(self, platform: Platform) -> None:
         sandbox = platform.create()["id"]
         with ThreadPoolExecutor(2) as pool:
-            answers = list(pool.map(lambda _: platform.http.delete(f"/v1/sandboxes/{sandbox}"), range(2)))
+            answers = list(pool.map(platform.http.delete, [f"/v1/sandboxes/{sandbox}"] * 2))
         assert [answer.status_code for answer in answers] == [200, 200]
         assert {answer.json()["state"] for answer in answers} <= {"stopped", "stopping"}
         assert platform.ended(sandbox)["reason"] == "requested"

@@ -134,7 +134,7 @@ async def _listening(http: aiohttp.ClientSession, base: str) -> None:
 
 async def _direct(sandbox: RawSandbox, raw: RawBox, spec: dict[str, Any]) -> float:
     """MB/s of a process's output, straight from the guest through a socket born in the router namespace."""
-    connector = aiohttp.TCPConnector(socket_factory=lambda _: raw.open_socket())
+    connector = aiohttp.TCPConnector(socket_factory=raw.socket_for)
     async with aiohttp.ClientSession(connector=connector, headers={"Authorization": f"Bearer {TOKEN}"}) as http:
         base = f"http://{sandbox.slot.address}:49979/v1"
         await _listening(http, base)

@@ -6,7 +6,7 @@ import os
 import socket
 import subprocess
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,7 +134,7 @@ class RawBox:
             meters = self._cgroups.meters(sandbox.id)
             return meters.cpu_used_seconds if meters else 0
 
-    def open_socket(self) -> socket.socket:
+    def socket_for(self, _address: object) -> socket.socket:
         """Return a socket that reaches raw sandboxes."""
         return self._network.open_socket()
 
@@ -170,7 +170,7 @@ class RawBox:
 
 
 @asynccontextmanager
-async def raw_box(directory: Path, cache: Path, instance: str = "raw") -> AsyncIterator[RawBox]:
+async def raw_box(directory: Path, cache: Path, instance: str = "raw") -> AsyncGenerator[RawBox]:
     """A box for raw sandboxes; everything of it is gone afterwards."""
     network = KernelNetwork(instance=instance, netns_dir=directory / "netns", pool_size=4)
     box = RawBox(directory, cache, network, Cgroups(instance))
