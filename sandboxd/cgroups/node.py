@@ -13,7 +13,7 @@ from sandboxd.cgroups.v1 import V1
 from sandboxd.cgroups.v2 import V2
 
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
-_ENTER: Final = 'umask 077 && echo $$ >"$1" && shift && exec "$@"'
+_ENTER: Final = 'umask 077 && cd / && echo $$ >"$1" && shift && exec "$@"'
 """A shell puts itself into the group, then becomes the command: there is no moment in which it runs outside.
 
 Where the group has been removed meanwhile, the command never runs.

@@ -3,6 +3,7 @@
 import asyncio
 import ctypes
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -10,7 +11,7 @@ from sandboxd.cgroups import Cgroups
 from sandboxd.contract.messages import Resources
 from sandboxd.guest_client.base import Guest
 from sandboxd.runtime import bundle, procfs
-from sandboxd.runtime.act import Act, settled
+from sandboxd.runtime.act import Act
 from sandboxd.runtime.base import (
     GuestFactory,
     ImageUnreadableError,
@@ -89,11 +90,9 @@ class RunscRuntime:
 
     async def create(self, launch: Launch) -> None:
         sandbox_id = launch.sandbox_id
-        await settled(lambda: self._prepare(launch))
         flags = bundle.flags(self._places.root, self._places.panic_log(sandbox_id), launch)
-        await self._command(
-            sandbox_id, [*flags, "create", f"--bundle={self._places.bundle(sandbox_id)}", sandbox_id], launch.image_path
-        )
+        create = [*flags, "create", f"--bundle={self._places.bundle(sandbox_id)}", sandbox_id]
+        await self._command(sandbox_id, create, launch.image_path, lambda: self._prepare(launch))
         # From here on an end of either process is seen, also one before `start`.
         await self._attach(sandbox_id)
         self._cgroups.limit(sandbox_id, bundle.limits(launch.resources))
@@ -184,9 +183,11 @@ class RunscRuntime:
         if (live := self._live.get(sandbox_id)) is not None:
             live.expect_end()
 
-    async def _command(self, sandbox_id: str, arguments: list[str], image: Path | None) -> None:
+    async def _command(
+        self, sandbox_id: str, arguments: list[str], image: Path | None, first: Callable[[], None] | None = None
+    ) -> None:
         try:
-            await self._act.demand(sandbox_id, arguments)
+            await self._act.demand(sandbox_id, arguments, first)
         except RuntimeFailedError as error:
             words = str(error)
             if _ROOT_UNREADABLE in words or (image is not None and str(image) in words):
