@@ -61,6 +61,13 @@ def test_a_silent_follower_is_kept_alive(guest: RawGuest) -> None:
     assert stream.rest()[-1].kind == FrameKind.EXIT
 
 
+def test_a_late_follower_gets_all_at_once(guest: RawGuest) -> None:
+    process = guest.start("head -c 3000000 /dev/zero")["id"]
+    guest.ended(process)
+    stream = guest.follow(process, keepalive_seconds=600)  # nothing will wake it but its own hunger
+    assert len(output_bytes(stream.rest())) == 3_000_000
+
+
 def test_readers_are_bounded_and_all_see_all(guest: RawGuest) -> None:
     process = guest.start("read line; echo $line", stdin=True)["id"]
     streams = [guest.follow(process) for _ in range(16)]

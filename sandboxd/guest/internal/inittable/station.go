@@ -76,16 +76,25 @@ func (s *Station) cwd(user identity.User, asked string) (string, *wire.Problem) 
 }
 
 func (s *Station) defaultCwd(user identity.User) (string, *wire.Problem) {
-	if own := text(s.init.Cwd); own != "" {
-		return existing(path.Clean("/" + own))
+	own := text(s.init.Cwd)
+	switch {
+	case path.IsAbs(own):
+		return existing(path.Clean(own))
+	case own != "":
+		return existing(path.Clean(s.imageCwd(user) + "/" + own))
 	}
+	return s.imageCwd(user), nil
+}
+
+// imageCwd is where a request would be if neither it nor the sandbox named a place.
+func (s *Station) imageCwd(user identity.User) string {
 	if image := path.Clean("/" + text(s.init.ImageCwd)); image != "/" && isDir(image) {
-		return image, nil
+		return image
 	}
 	if path.IsAbs(user.Home) && isDir(user.Home) {
-		return user.Home, nil
+		return user.Home
 	}
-	return "/", nil
+	return "/"
 }
 
 func existing(dir string) (string, *wire.Problem) {
@@ -118,7 +127,7 @@ func (s *Station) Environment(user identity.User, own map[string]string, termina
 	}
 	maps.Copy(merged, s.init.ImageEnv)
 	maps.Copy(merged, map[string]string{
-		"HOME": user.Home, "USER": user.Name, "LOGNAME": user.Name, "SHELL": user.Shell, "SANDLOT_SANDBOX_ID": s.init.Hostname,
+		"HOME": user.Home, "USER": user.Name, "LOGNAME": user.Name, "SHELL": user.Shell,
 	})
 	maps.Copy(merged, s.init.Env)
 	maps.Copy(merged, own)

@@ -15,7 +15,6 @@ const batchBytes = 256 * 1024
 type Reader struct {
 	ring  *Ring
 	at    uint64
-	ended bool
 	ready chan struct{}
 }
 
@@ -65,51 +64,41 @@ func (rd *Reader) wake() {
 // At is the position after the last frame taken.
 func (rd *Reader) At() uint64 { return rd.at }
 
-// Take appends frames from the reader's position on, about 256 KiB at most. It says whether exit was among them.
-func (rd *Reader) Take(dst []byte) (frames []byte, ended bool) {
-	parts, lost, exit, exitAt := rd.collect()
-	if lost > 0 {
-		dst = wire.AppendLost(dst, rd.at, lost)
-		rd.at += lost
-	}
-	for i := range parts {
-		dst = appendSegment(dst, &parts[i])
-		rd.at += uint64(len(parts[i].data))
-	}
-	if exit != nil && !rd.ended {
-		rd.ended = true
-		dst = wire.AppendFrame(dst, wire.KindExit, rd.at, exitAt, exit)
-	}
-	return dst, rd.ended
-}
+// Rest is what a reader still has before it.
+type Rest int
 
-func (rd *Reader) collect() (parts []segment, lost uint64, exit []byte, exitAt int64) {
+// After a Take there is more at hand, or nothing yet, or nothing ever again: exit was taken.
+const (
+	More Rest = iota
+	Later
+	Ended
+)
+
+// Take appends frames from the reader's position on, about 256 KiB at most.
+func (rd *Reader) Take(dst []byte) ([]byte, Rest) {
 	r := rd.ring
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	at := rd.at
-	if at < r.first {
-		lost = r.first - at
-		at = r.first
+	if rd.at < r.first {
+		dst = wire.AppendLost(dst, rd.at, r.first-rd.at)
+		rd.at = r.first
 	}
-	start := sort.Search(len(r.segments), func(i int) bool {
-		return r.segments[i].seq+uint64(len(r.segments[i].data)) > at
-	})
-	taken := 0
-	for i := start; i < len(r.segments) && taken < batchBytes; i++ {
+	start := sort.Search(len(r.segments), func(i int) bool { return r.segments[i].end() > rd.at })
+	full := len(dst) + batchBytes
+	for i := start; i < len(r.segments) && len(dst) < full; i++ {
 		part := r.segments[i]
-		if part.seq < at {
-			part.data = part.data[at-part.seq:]
-			part.seq = at
-		}
-		parts = append(parts, part)
-		taken += len(part.data) + wire.HeaderBytes
-		at = part.seq + uint64(len(part.data))
+		part.from += int(rd.at - part.seq)
+		part.seq = rd.at
+		dst = appendPart(dst, &part, part.bytes())
+		rd.at = part.end()
 	}
-	if at == r.next {
-		exit, exitAt = r.exit, r.exitAt
+	switch {
+	case rd.at < r.next:
+		return dst, More
+	case r.exit == nil:
+		return dst, Later
 	}
-	return parts, lost, exit, exitAt
+	return wire.AppendFrame(dst, wire.KindExit, rd.at, r.exitAt, r.exit), Ended
 }
 
 // Sent says that everything taken has left: a blocked process may go on.

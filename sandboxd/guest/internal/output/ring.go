@@ -16,18 +16,25 @@ const (
 	smallSegment  = 4096
 	// What two pipes may hold when a process ends; a blocking ring keeps it without waiting.
 	releaseRoom = 2 << 20
+	muchAtOnce  = 16 * 1024
+	maxSpare    = 8
 )
 
+// segment is a run of one channel. Its bytes are those of buffer from `from` on.
 type segment struct {
-	seq  uint64
-	at   int64
-	kind wire.Kind
-	data []byte
+	seq    uint64
+	at     int64
+	kind   wire.Kind
+	from   int
+	buffer []byte
 }
 
-// Ring holds the last bytes of one process's output and the first bytes of each channel.
-//
-// Bytes handed to a reader are never written again: a segment only grows at its end, so readers copy outside the lock.
+func (s *segment) bytes() []byte { return s.buffer[s.from:] }
+
+func (s *segment) end() uint64 { return s.seq + uint64(len(s.buffer)-s.from) }
+
+// Ring holds the last bytes of one process's output and the first bytes of each channel. Nothing outside ever points into
+// it: what is dropped is used again.
 type Ring struct {
 	mu       sync.Mutex
 	limit    int
@@ -37,6 +44,7 @@ type Ring struct {
 	bytes    [4]uint64
 	heads    []segment
 	headLeft [4]int
+	spare    [][]byte
 	exit     []byte
 	exitAt   int64
 	readers  map[*Reader]struct{}
@@ -70,17 +78,32 @@ func (r *Ring) Append(kind wire.Kind, data []byte, atUS int64) {
 func (r *Ring) appendSome(kind wire.Kind, data []byte, atUS int64) int {
 	if count := len(r.segments); count > 0 {
 		last := &r.segments[count-1]
-		if last.kind == kind && len(last.data) < wire.MaxPayload && (len(last.data) < smallSegment || atUS-last.at < mergeWindowUS) {
-			taken := min(len(data), wire.MaxPayload-len(last.data))
-			last.data = append(last.data, data[:taken]...)
+		used := len(last.buffer)
+		if last.kind == kind && used < wire.MaxPayload && (used < smallSegment || atUS-last.at < mergeWindowUS) {
+			taken := min(len(data), wire.MaxPayload-used)
+			last.buffer = append(last.buffer, data[:taken]...)
 			r.count(kind, taken)
 			return taken
 		}
 	}
 	taken := min(len(data), wire.MaxPayload)
-	r.segments = append(r.segments, segment{seq: r.next, at: atUS, kind: kind, data: append([]byte(nil), data[:taken]...)})
+	buffer := append(r.room(len(data)), data[:taken]...)
+	r.segments = append(r.segments, segment{seq: r.next, at: atUS, kind: kind, buffer: buffer})
 	r.count(kind, taken)
 	return taken
+}
+
+// room returns an empty buffer: a whole one where much comes at once, else one that grows.
+func (r *Ring) room(coming int) []byte {
+	if coming < muchAtOnce {
+		return nil
+	}
+	if last := len(r.spare) - 1; last >= 0 {
+		buffer := r.spare[last]
+		r.spare = r.spare[:last]
+		return buffer
+	}
+	return make([]byte, 0, wire.MaxPayload)
 }
 
 func (r *Ring) count(kind wire.Kind, taken int) {
@@ -93,7 +116,7 @@ func (r *Ring) trim() {
 	for len(r.segments) > 0 {
 		excess := int64(r.next-r.first) - int64(r.limit)
 		if r.crowded() {
-			excess = max(excess, int64(len(r.segments[0].data)))
+			excess = max(excess, int64(len(r.segments[0].bytes())))
 		}
 		if r.block {
 			excess = min(excess, int64(r.sent)-int64(r.first))
@@ -115,33 +138,37 @@ func (r *Ring) crowded() bool { return len(r.segments) > r.limit/segmentCost }
 
 func (r *Ring) dropFront(excess int) {
 	front := &r.segments[0]
-	dropped := min(excess, len(front.data))
-	r.keepHead(segment{seq: front.seq, at: front.at, kind: front.kind, data: front.data[:dropped]})
+	dropped := min(excess, len(front.bytes()))
+	r.keepHead(front, front.bytes()[:dropped])
 	r.first += uint64(dropped)
-	if dropped == len(front.data) {
-		r.segments[0] = segment{}
-		r.segments = r.segments[1:]
+	front.seq += uint64(dropped)
+	front.from += dropped
+	if front.from < len(front.buffer) {
 		return
 	}
-	front.data = front.data[dropped:]
-	front.seq += uint64(dropped)
+	if cap(front.buffer) == wire.MaxPayload && len(r.spare) < maxSpare {
+		r.spare = append(r.spare, front.buffer[:0])
+	}
+	r.segments[0] = segment{}
+	r.segments = r.segments[1:]
 }
 
-func (r *Ring) keepHead(dropped segment) {
-	taken := min(len(dropped.data), r.headLeft[dropped.kind])
-	if taken == 0 {
+// keepHead copies what the head still lacks of bytes about to be dropped.
+func (r *Ring) keepHead(front *segment, dropped []byte) {
+	dropped = dropped[:min(len(dropped), r.headLeft[front.kind])]
+	if len(dropped) == 0 {
 		return
 	}
-	r.headLeft[dropped.kind] -= taken
+	r.headLeft[front.kind] -= len(dropped)
 	if count := len(r.heads); count > 0 {
 		last := &r.heads[count-1]
-		if last.kind == dropped.kind && last.seq+uint64(len(last.data)) == dropped.seq && len(last.data)+taken <= wire.MaxPayload {
-			last.data = append(last.data, dropped.data[:taken]...)
+		if last.kind == front.kind && last.end() == front.seq && len(last.buffer)+len(dropped) <= wire.MaxPayload {
+			last.buffer = append(last.buffer, dropped...)
 			return
 		}
 	}
-	dropped.data = append([]byte(nil), dropped.data[:taken]...)
-	r.heads = append(r.heads, dropped)
+	kept := segment{seq: front.seq, at: front.at, kind: front.kind, buffer: append([]byte(nil), dropped...)}
+	r.heads = append(r.heads, kept)
 }
 
 func (r *Ring) wake() {
@@ -169,6 +196,7 @@ func (r *Ring) Close(exit []byte, atUS int64) {
 		return
 	}
 	r.exit = exit
+	r.spare = nil
 	r.exitAt = atUS
 	r.wake()
 }
@@ -187,7 +215,7 @@ func (r *Ring) Cost() int64 {
 	total := 0
 	for _, list := range [][]segment{r.segments, r.heads} {
 		for i := range list {
-			total += cap(list[i].data) + segmentCost
+			total += cap(list[i].buffer) + segmentCost
 		}
 	}
 	return int64(total)
@@ -199,20 +227,21 @@ func (r *Ring) Head() []byte {
 	defer r.mu.Unlock()
 	var frames []byte
 	for i := range r.heads {
-		frames = appendSegment(frames, &r.heads[i])
+		frames = appendPart(frames, &r.heads[i], r.heads[i].bytes())
 	}
 	left := r.headLeft
 	for i := range r.segments {
-		part := r.segments[i]
-		part.data = part.data[:min(len(part.data), left[part.kind])]
-		if len(part.data) > 0 {
-			left[part.kind] -= len(part.data)
-			frames = appendSegment(frames, &part)
+		one := &r.segments[i]
+		part := one.bytes()[:min(len(one.bytes()), left[one.kind])]
+		if len(part) > 0 {
+			left[one.kind] -= len(part)
+			frames = appendPart(frames, one, part)
 		}
 	}
 	return frames
 }
 
-func appendSegment(dst []byte, part *segment) []byte {
-	return wire.AppendFrame(dst, part.kind, part.seq, part.at, part.data)
+// appendPart renders the first bytes of a segment.
+func appendPart(dst []byte, from *segment, part []byte) []byte {
+	return wire.AppendFrame(dst, from.kind, from.seq, from.at, part)
 }

@@ -13,9 +13,10 @@ import (
 )
 
 const (
-	pumpBytes = 64 * 1024
+	pumpBytes = 256 * 1024
 	// What a pipe may hold at most; more than this after the exit was written by somebody else.
-	drainBytes = 1 << 20
+	drainBytes   = 1 << 20
+	discardBytes = 16 * 1024
 )
 
 var pumpBuffers = sync.Pool{New: func() any { return new([pumpBytes]byte) }}
@@ -55,43 +56,75 @@ func (r *Record) drain() {
 
 // pump moves one channel into the ring, until its end or the process's. What others write later is dropped.
 func (r *Record) pump(file *os.File, kind wire.Kind) {
-	buffer := pumpBuffers.Get().(*[pumpBytes]byte)
-	over := false
-	for {
-		count, err := file.Read(buffer[:])
-		if count > 0 {
-			r.deliver(kind, buffer[:count])
-		}
-		if err != nil {
-			over = !errors.Is(err, os.ErrDeadlineExceeded)
-			break
-		}
-	}
+	over := r.take(file, kind)
 	if !over {
-		over = r.rest(file, kind, buffer[:])
+		over = r.rest(file, kind)
 	}
 	r.closeOne()
 	if !over {
-		discard(file, buffer[:])
+		discard(file)
 	}
-	pumpBuffers.Put(buffer)
 	// A terminal is written to until the end, even when nothing can be read from it any more.
 	<-r.done
 	file.Close()
 }
 
-// rest takes what the ended process had written. True at the end of the channel.
-func (r *Record) rest(file *os.File, kind wire.Kind, buffer []byte) bool {
+// take reads until the end of the channel (true) or of the process. A channel nobody writes to holds no buffer.
+func (r *Record) take(file *os.File, kind wire.Kind) bool {
 	raw, err := file.SyscallConn()
 	if err != nil {
 		return true
 	}
+	flow := flow{file: file}
+	for {
+		var buffer *[pumpBytes]byte
+		var count int
+		var readErr error
+		err := raw.Read(func(fd uintptr) bool {
+			buffer = pumpBuffers.Get().(*[pumpBytes]byte)
+			count, readErr = readOnce(int(fd), buffer[:])
+			if readErr == syscall.EAGAIN {
+				pumpBuffers.Put(buffer)
+				return false
+			}
+			return true
+		})
+		if err != nil {
+			return !errors.Is(err, os.ErrDeadlineExceeded)
+		}
+		if count > 0 {
+			r.deliver(kind, buffer[:count])
+		}
+		pumpBuffers.Put(buffer)
+		if readErr != nil || count == 0 {
+			return true
+		}
+		flow.pace(count)
+	}
+}
+
+func readOnce(fd int, into []byte) (int, error) {
+	for {
+		count, err := unix.Read(fd, into)
+		if err != syscall.EINTR {
+			return max(count, 0), err
+		}
+	}
+}
+
+// rest takes what the ended process had written. True at the end of the channel.
+func (r *Record) rest(file *os.File, kind wire.Kind) bool {
+	raw, err := file.SyscallConn()
+	if err != nil {
+		return true
+	}
+	buffer := pumpBuffers.Get().(*[pumpBytes]byte)
+	defer pumpBuffers.Put(buffer)
 	over := false
 	for taken := 0; taken < drainBytes && !over; {
 		count := 0
-		_ = raw.Control(func(fd uintptr) { count, err = unix.Read(int(fd), buffer) })
+		_ = raw.Control(func(fd uintptr) { count, err = readOnce(int(fd), buffer[:]) })
 		switch {
-		case err == syscall.EINTR:
 		case err == syscall.EAGAIN:
 			return false
 		case err != nil || count == 0:
@@ -104,8 +137,9 @@ func (r *Record) rest(file *os.File, kind wire.Kind, buffer []byte) bool {
 	return over
 }
 
-func discard(file *os.File, buffer []byte) {
+func discard(file *os.File) {
 	_ = file.SetReadDeadline(time.Time{})
+	buffer := make([]byte, discardBytes)
 	for {
 		if _, err := file.Read(buffer); err != nil {
 			return

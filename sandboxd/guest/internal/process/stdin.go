@@ -60,9 +60,9 @@ func (r *Record) feed(input []byte) {
 func (r *Record) WriteStdin(body io.Reader, offset *int64, end bool) (wire.StdinResult, *wire.Problem) {
 	r.stdin.turn.Lock()
 	defer r.stdin.turn.Unlock()
-	skip, problem := r.openStdin(offset, end)
-	if problem != nil || skip < 0 {
-		return r.stdinState(), problem
+	skip, refusal := r.openStdin(offset)
+	if refusal != nil {
+		return r.stdinState(), onlyNew(body, skip, refusal)
 	}
 	if skip > 0 {
 		if _, err := io.CopyN(io.Discard, body, skip); err != nil {
@@ -83,23 +83,38 @@ func (r *Record) WriteStdin(body io.Reader, offset *int64, end bool) (wire.Stdin
 	}
 }
 
-// openStdin says how many bytes of the body are already written; -1: there is nothing to do, a repeated close.
-func (r *Record) openStdin(offset *int64, end bool) (int64, *wire.Problem) {
+// openStdin says how many bytes of the body are already written (-1: not by whoever sends it), and what refuses more.
+func (r *Record) openStdin(offset *int64) (written int64, refusal *wire.Problem) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	switch {
+	case r.stdin.own, offset == nil, *offset > r.stdin.offset:
+		written = -1
+	default:
+		written = r.stdin.offset - *offset
+	}
+	switch {
 	case r.view.State != "running":
-		return 0, r.endedProblem()
-	case r.stdin.closed && end && offset != nil && *offset <= r.stdin.offset && !r.stdin.own:
-		return -1, nil
+		return written, r.endedProblem()
 	case r.stdin.closed, r.stdin.own:
-		return 0, wire.Fail("stdin_closed", "standard input of %s is closed", r.id)
+		return written, wire.Fail("stdin_closed", "standard input of %s is closed", r.id)
 	case offset == nil:
 		return 0, nil
-	case *offset > r.stdin.offset:
-		return 0, wire.Fail("stdin_gap", "%d bytes were written so far", r.stdin.offset).With("offset", r.stdin.offset)
+	case written < 0:
+		return written, wire.Fail("stdin_gap", "%d bytes were written so far", r.stdin.offset).With("offset", r.stdin.offset)
 	}
-	return r.stdin.offset - *offset, nil
+	return written, nil
+}
+
+// onlyNew refuses a body that has more than the bytes already written: one that repeats them has had its effect.
+func onlyNew(body io.Reader, written int64, refusal *wire.Problem) *wire.Problem {
+	if written < 0 {
+		return refusal
+	}
+	if count, err := io.CopyN(io.Discard, body, written+1); count > written || !errors.Is(err, io.EOF) {
+		return refusal
+	}
+	return nil
 }
 
 func (r *Record) pass(data []byte) (early bool, problem *wire.Problem) {

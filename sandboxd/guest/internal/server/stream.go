@@ -29,11 +29,11 @@ func stream(w http.ResponseWriter, r *http.Request, reader *output.Reader, optio
 	silence := time.NewTimer(options.keepalive)
 	defer silence.Stop()
 	for {
-		frames, ended := reader.Take(*held)
+		frames, rest := reader.Take(*held)
 		*held = frames[:0]
-		if !ended && !options.follow && len(frames) == 0 {
+		if rest == output.Later && !options.follow {
 			frames = wire.AppendFrame(frames, wire.KindKeepalive, reader.At(), 0, nil)
-			ended = true
+			rest = output.Ended
 		}
 		if len(frames) > 0 {
 			if _, err := w.Write(frames); err != nil {
@@ -41,15 +41,15 @@ func stream(w http.ResponseWriter, r *http.Request, reader *output.Reader, optio
 			}
 			reader.Sent()
 		}
-		if ended {
+		switch rest {
+		case output.Ended:
 			return
-		}
-		if !options.follow {
-			continue
-		}
-		silence.Reset(options.keepalive)
-		if err := control.Flush(); err != nil || !pause(w, r, reader, silence.C) {
-			return
+		case output.Later:
+			silence.Reset(options.keepalive)
+			if err := control.Flush(); err != nil || !pause(w, r, reader, silence.C) {
+				return
+			}
+		case output.More:
 		}
 	}
 }
