@@ -1,12 +1,13 @@
 """The HTTP apps: the public one and the internal one."""
 
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from fastapi import FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
+from api.app.dispatch import Dispatcher
 from api.app.edge import Edge
 from api.config import VERSION
 from api.routes import later, node_reports, processes, runs, sandboxes, service
@@ -15,6 +16,7 @@ from api.routes.operations import complete
 from api.services.platform import Platform
 from sandboxd.contract.problems import ProblemError
 
+_ROUTERS: Final = (sandboxes.router, processes.router, runs.router, service.router, later.router)
 _HTTP_CODES = {404: "route_not_found", 405: "method_not_allowed"}
 _DESCRIPTION = (
     "Sandboxes for code that nobody has read yet. `docs/` has the guide; errors are `application/problem+json`."
@@ -64,8 +66,8 @@ def public_app() -> PublicApp:
         generate_unique_id_function=lambda route: route.name,
     )
     _handle_problems(app)
-    for module in (sandboxes, processes, runs, service, later):
-        app.include_router(module.router)
+    for router in _ROUTERS:
+        app.include_router(router)
     return app
 
 
@@ -82,4 +84,5 @@ def internal_app(*, reports: bool) -> FastAPI:
 def on(platform: Platform, app: FastAPI) -> ASGIApp:
     """Give an app its platform and its outermost layer."""
     app.state.platform = platform
-    return Edge(app, platform.metrics, platform.sources.random_bytes)
+    routes = [route for router in _ROUTERS for route in router.routes] if isinstance(app, PublicApp) else []
+    return Edge(Dispatcher(app, routes), platform.metrics, platform.sources.random_bytes)

@@ -41,4 +41,5 @@ async def stop_orphans(platform: Platform) -> None:
         store.orphans_any_project, incarnation=platform.incarnation, now_us=platform.sources.now_us()
     )
     for sandbox in orphans:
+        platform.fleet.note(sandbox)
         platform.background.start(stopping.stop(platform, sandbox, grace_seconds=0))

@@ -29,6 +29,7 @@ async def _lose(platform: Platform, member: Member) -> None:
     await platform.database.write(node_store.fence_any_project, member.id, epoch=member.epoch)
     lost = await platform.database.write(store.lose_any_project, member.id, platform.sources.now_us())
     for sandbox_id in lost:
+        platform.fleet.unsettle(sandbox_id)
         platform.changes.notify(sandbox_id)
 
 

@@ -6,13 +6,14 @@ A client that vanishes takes its call along.
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from contextlib import aclosing
+from types import TracebackType
 from typing import Any, Final
 
 import aiohttp
 from multidict import CIMultiDict
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 from yarl import URL
 
 from api.routes.answers import problem_answer
@@ -21,6 +22,8 @@ from sandboxd.contract.problems import ProblemError
 
 _SMALL: Final = 64 * 1024
 """Bodies up to this are passed on in one piece."""
+_UNWATCHED_SECONDS: Final = 0.05
+"""How long a call goes on before its client is watched: most calls have ended by then."""
 _HOP_BY_HOP: Final = frozenset(
     {
         b"connection",
@@ -91,6 +94,42 @@ class _Upload:
             pass
 
 
+class _Presence:
+    """Raises _ClientGoneError inside when the client leaves; looks only at calls that take a while."""
+
+    def __init__(self, upload: _Upload) -> None:
+        self._upload = upload
+        self._group = asyncio.TaskGroup()
+        self._watch: asyncio.Task[None] | None = None
+        self._handle: asyncio.TimerHandle | None = None
+
+    async def __aenter__(self) -> None:
+        await self._group.__aenter__()
+        self._handle = asyncio.get_running_loop().call_later(_UNWATCHED_SECONDS, self._begin)
+
+    def _begin(self) -> None:
+        self._watch = self._group.create_task(self._leave())
+
+    async def _leave(self) -> None:
+        await self._upload.gone()
+        raise _ClientGoneError
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._handle is not None:
+            self._handle.cancel()
+        if self._watch is not None:
+            self._watch.cancel()
+        try:
+            await self._group.__aexit__(kind, error, trace)
+        except BaseExceptionGroup as group:
+            _, others = group.split(_ClientGoneError)
+            if others is not None:
+                raise others from None
+            raise _ClientGoneError from None
+
+
 class PassThrough(Response):
     """Asks the node and answers what it answers."""
 
@@ -107,21 +146,16 @@ class PassThrough(Response):
         upload = _Upload(receive, scope)
         try:
             data = await upload.data()
+            async with _Presence(upload):
+                await self._exchange(data, scope, receive, send)
         except _ClientGoneError:
             return
-        async with asyncio.TaskGroup() as group:
-            exchange = group.create_task(self._exchange(data, scope, receive, send))
-            watch = group.create_task(_cancel_when_gone(upload, exchange))
-            await asyncio.wait({exchange})
-            watch.cancel()
 
     async def _exchange(
         self, data: bytes | AsyncIterator[bytes] | None, scope: Scope, receive: Receive, send: Send
     ) -> None:
         try:
             await self._pass(data, scope, send)
-        except _ClientGoneError:
-            return
         except (aiohttp.ClientError, OSError):
             if not self._begun:
                 await self._refuse(scope, receive, send)
@@ -140,18 +174,25 @@ class PassThrough(Response):
         ) as answer:
             if answer.status == _MOVED:
                 raise aiohttp.ClientConnectionError
-            self._begun = True
             headers = [pair for pair in answer.raw_headers if pair[0].lower() not in _NOT_TO_CLIENT]
-            await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+            start: Message = {"type": "http.response.start", "status": answer.status, "headers": headers}
             if answer.content_length is not None and answer.content_length <= _SMALL:
-                await send({"type": "http.response.body", "body": await answer.read()})
+                body = await answer.read()
+                self._begun = True
+                await send(start)
+                await send({"type": "http.response.body", "body": body})
                 return
+            self._begun = True
+            await send(start)
             async for chunk in answer.content.iter_any():
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
         await send({"type": "http.response.body", "body": b""})
 
     async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
-        problem = await self._explain()
+        try:
+            problem = await self._explain()
+        except ProblemError as error:
+            problem = error
         await problem_answer(self._request, problem)(scope, receive, send)
 
 
@@ -163,8 +204,3 @@ def _to_node(scope: Scope) -> CIMultiDict[str]:
     )
     headers[REQUEST_ID] = scope["sandlot.request_id"]
     return headers
-
-
-async def _cancel_when_gone(upload: _Upload, exchange: asyncio.Task[None]) -> None:
-    await upload.gone()
-    exchange.cancel()

@@ -8,8 +8,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from api.services.placement import NodeView
+from api.store.tables import Sandbox
 from sandboxd.contract.ids import is_id
 from sandboxd.contract.messages import Capacity, ImageRef, NodeReport, Resources, SandboxReport
+from sandboxd.contract.states import DesiredState, SandboxState
 
 
 class Promises:
@@ -63,12 +65,40 @@ class Member:
     """What has already been written down of each sandbox, so that a steady report costs no write."""
 
 
+@dataclass(frozen=True, slots=True)
+class Home:
+    """Whose a running sandbox is and where it runs."""
+
+    project_id: str
+    node_id: str
+
+
 class Fleet:
     """All nodes."""
 
     def __init__(self) -> None:
         self.members: dict[str, Member] = {}
         self.observed: dict[str, SandboxReport] = {}
+        self._homes: dict[str, Home] = {}
+
+    def note(self, sandbox: Sandbox) -> None:
+        """Take in a record as it has just been written: calls to a running sandbox need no other look at it."""
+        if sandbox.state == SandboxState.RUNNING and sandbox.desired_state == DesiredState.RUNNING:
+            self._homes[sandbox.id] = Home(sandbox.project_id, sandbox.node_id)
+        else:
+            self.unsettle(sandbox.id)
+
+    def unsettle(self, sandbox_id: str) -> None:
+        """It may not run any more: ask the record."""
+        self._homes.pop(sandbox_id, None)
+
+    def address_of(self, project_id: str, sandbox_id: str) -> str | None:
+        """Return where a sandbox of the project runs; None where the record must be asked."""
+        home = self._homes.get(sandbox_id)
+        if home is None or home.project_id != project_id:
+            return None
+        member = self.members.get(home.node_id)
+        return None if member is None or member.silent else member.address
 
     def views(self) -> list[NodeView]:
         """Return every node with a report, as placement sees it."""
@@ -111,6 +141,7 @@ class Fleet:
     def forget(self, sandbox_id: str, node_id: str) -> None:
         """It has ended."""
         self.observed.pop(sandbox_id, None)
+        self.unsettle(sandbox_id)
         if (member := self.members.get(node_id)) is not None:
             member.applied.pop(sandbox_id, None)
             member.missing.pop(sandbox_id, None)

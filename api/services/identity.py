@@ -1,5 +1,6 @@
 """Who is calling: keys, callers, scopes; and the root project with its key at first start."""
 
+import hashlib
 import os
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -57,37 +58,40 @@ def unauthenticated(reason: str, detail: str) -> ProblemError:
 
 
 class Callers:
-    """Looks callers up, and remembers them for a second."""
+    """Looks callers up, and remembers them for a second, by a hash of what they sent."""
 
     def __init__(self) -> None:
         self._known: OrderedDict[bytes, tuple[float, Caller]] = OrderedDict()
 
     async def authenticate(self, database: Database, credential: str, *, now_us: int, monotonic: float) -> Caller:
         """Return the caller of a credential. Raises `unauthenticated`: malformed, unknown, expired, revoked."""
-        parsed = keys.parse(credential)
-        if parsed is None:
-            raise unauthenticated("malformed", "The credential is not an API key, or has a typing error.")
-        known = self._known.get(parsed.digest)
+        mark = hashlib.sha256(credential.encode()).digest()
+        known = self._known.get(mark)
         if known is None or monotonic - known[0] > CACHE_SECONDS:
-            holder = await database.read(store.key_by_hash_any_project, parsed.digest)
-            if holder is None:
-                raise unauthenticated("unknown", "There is no such key.")
-            if holder.key.revoked_at is not None:
-                raise unauthenticated("revoked", "The key has been revoked.")
-            known = (monotonic, _caller(holder))
-            self._remember(parsed.digest, known)
+            known = (monotonic, await _look_up(database, credential))
+            self._remember(mark, known)
         caller = known[1]
-        if caller.kind != parsed.kind:
-            raise unauthenticated("unknown", "There is no such key.")
         if caller.expires_at is not None and caller.expires_at <= now_us:
             raise unauthenticated("expired", "The key has expired.")
         return caller
 
-    def _remember(self, digest: bytes, known: tuple[float, Caller]) -> None:
-        self._known[digest] = known
-        self._known.move_to_end(digest)
+    def _remember(self, mark: bytes, known: tuple[float, Caller]) -> None:
+        self._known[mark] = known
+        self._known.move_to_end(mark)
         if len(self._known) > _CACHE_SIZE:
             self._known.popitem(last=False)
+
+
+async def _look_up(database: Database, credential: str) -> Caller:
+    parsed = keys.parse(credential)
+    if parsed is None:
+        raise unauthenticated("malformed", "The credential is not an API key, or has a typing error.")
+    holder = await database.read(store.key_by_hash_any_project, parsed.digest)
+    if holder is None or holder.key.kind != parsed.kind:
+        raise unauthenticated("unknown", "There is no such key.")
+    if holder.key.revoked_at is not None:
+        raise unauthenticated("revoked", "The key has been revoked.")
+    return _caller(holder)
 
 
 def _caller(holder: store.KeyHolder) -> Caller:

@@ -127,6 +127,8 @@ async def apply(platform: Platform, node_id: str, reports: Sequence[SandboxRepor
 def note(platform: Platform, applied: Applied) -> None:
     """Count an ending and wake who waits for a change."""
     sandbox = applied.sandbox
+    if sandbox is not None:
+        platform.fleet.note(sandbox)
     if applied.verdict == "ended":
         node_id = "" if sandbox is None else sandbox.node_id
         platform.fleet.forget(applied.sandbox_id, node_id)

@@ -217,6 +217,8 @@ async def data_plane_address(platform: Platform, caller: Caller, sandbox_id: str
 
     Raises why there can be no answer: not found, ended, paused, lost, not ready.
     """
+    if address := platform.fleet.address_of(caller.project_id, sandbox_id):
+        return address
     sandbox = await platform.database.read(store.get, caller.project_id, sandbox_id)
     if sandbox.state == SandboxState.PENDING:
         sandbox = await wait_until(
@@ -236,6 +238,7 @@ async def data_plane_address(platform: Platform, caller: Caller, sandbox_id: str
 
 async def data_plane_problem(platform: Platform, caller: Caller, sandbox_id: str) -> ProblemError:
     """Say why a node does not know a sandbox that the record places there."""
+    platform.fleet.unsettle(sandbox_id)
     sandbox = await platform.database.read(store.get, caller.project_id, sandbox_id)
     return ended_problem(sandbox) if sandbox.ended_at is not None else node_unreachable(sandbox)
 

@@ -33,6 +33,7 @@ async def delete(
     sandbox = await platform.database.write(
         store.ask_stop, caller.project_id, sandbox_id, now_us=platform.sources.now_us(), match=match
     )
+    platform.fleet.note(sandbox)
     platform.changes.notify(sandbox_id)
     if sandbox.ended_at is not None:
         return sandbox
