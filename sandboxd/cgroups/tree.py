@@ -1,6 +1,7 @@
 """What one control group tree of the kernel can do, whichever version it is of: limits, meters, members, removal."""
 
 import errno
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
@@ -74,15 +75,36 @@ class Tree(Protocol):
         ...
 
 
+def read(path: Path) -> str:
+    """Read a small file of the kernel in as few calls as it takes: meters are read all the time."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        text = b""
+        while data := os.read(descriptor, 65536):
+            text += data
+        return text.decode()
+    finally:
+        os.close(descriptor)
+
+
+def write(path: Path, value: object) -> None:
+    """Write one value into a file of the kernel."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(descriptor, str(value).encode())
+    finally:
+        os.close(descriptor)
+
+
 def read_number(path: Path) -> int:
     """Read a file with one number; `max` is 0, which no limit is."""
-    text = path.read_text().strip()
+    text = read(path).strip()
     return 0 if text == "max" else int(text)
 
 
 def read_table(path: Path) -> dict[str, int]:
     """Read a file of `name number` lines."""
-    rows = (line.split() for line in path.read_text().splitlines())
+    rows = (line.split() for line in read(path).splitlines())
     return {row[0]: int(row[1]) for row in rows if len(row) == 2}
 
 
@@ -91,7 +113,7 @@ def read_members(directory: Path) -> set[int]:
     found: set[int] = set()
     for group in (directory, *(below for below in _below(directory))):
         try:
-            found.update(int(line) for line in (group / "cgroup.procs").read_text().split())
+            found.update(int(line) for line in read(group / "cgroup.procs").split())
         except (FileNotFoundError, OSError) as error:
             if isinstance(error, FileNotFoundError) or error.errno == errno.ENODEV:
                 continue  # removed while it was read
@@ -116,7 +138,8 @@ def remove_directories(directory: Path) -> bool:
 def subdirectories(directory: Path) -> set[str]:
     """List the names of directories right below; none when there is no such directory."""
     try:
-        return {entry.name for entry in directory.iterdir() if entry.is_dir()}
+        with os.scandir(directory) as entries:
+            return {entry.name for entry in entries if entry.is_dir()}
     except FileNotFoundError:
         return set()
 

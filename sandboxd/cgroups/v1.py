@@ -13,6 +13,7 @@ from sandboxd.cgroups.tree import (
     read_table,
     remove_directories,
     subdirectories,
+    write,
 )
 
 _LIMITING: Final = ("memory", "cpu", "cpuacct", "pids")
@@ -49,17 +50,17 @@ class V1:
     def limit(self, group: str, limits: Limits) -> None:
         self.limit_memory(group, limits.memory_bytes)
         cpu = self._root / "cpu" / group
-        (cpu / "cpu.cfs_period_us").write_text(str(CPU_PERIOD_US))
-        (cpu / "cpu.cfs_quota_us").write_text(str(int(limits.cpus * CPU_PERIOD_US)))
-        (cpu / "cpu.shares").write_text(str(max(2, int(limits.cpus * _SHARES_PER_CPU))))
-        (self._root / "pids" / group / "pids.max").write_text(str(limits.pids))
+        write(cpu / "cpu.cfs_period_us", CPU_PERIOD_US)
+        write(cpu / "cpu.cfs_quota_us", int(limits.cpus * CPU_PERIOD_US))
+        write(cpu / "cpu.shares", max(2, int(limits.cpus * _SHARES_PER_CPU)))
+        write(self._root / "pids" / group / "pids.max", limits.pids)
 
     def limit_memory(self, group: str, memory_bytes: int) -> None:
         memory = self._root / "memory" / group
-        (memory / "memory.limit_in_bytes").write_text(str(memory_bytes))
+        write(memory / "memory.limit_in_bytes", memory_bytes)
         with contextlib.suppress(OSError):
             # absent without swap accounting, refused by a kernel whose swap is bounded otherwise
-            (memory / "memory.swappiness").write_text("0")
+            write(memory / "memory.swappiness", 0)
 
     def meters(self, group: str) -> Meters | None:
         memory = self._root / "memory" / group

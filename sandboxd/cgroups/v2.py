@@ -8,11 +8,13 @@ from sandboxd.cgroups.tree import (
     CPU_PERIOD_US,
     Limits,
     Meters,
+    read,
     read_members,
     read_number,
     read_table,
     remove_directories,
     subdirectories,
+    write,
 )
 
 _CONTROLLERS: Final = ("cpu", "memory", "pids")
@@ -34,9 +36,9 @@ class V2:
         # a controller reaches a group when every one of its ancestors passes it on
         for ancestor in reversed(PurePosixPath(group).parents):
             control = self._root / ancestor / "cgroup.subtree_control"
-            on = control.read_text().split()
+            on = read(control).split()
             if any(name not in on for name in _CONTROLLERS):
-                control.write_text(" ".join(f"+{name}" for name in _CONTROLLERS))
+                write(control, " ".join(f"+{name}" for name in _CONTROLLERS))
 
     def make_plain(self, group: str) -> None:
         (self._root / group).mkdir(parents=True, exist_ok=True)
@@ -44,15 +46,15 @@ class V2:
     def limit(self, group: str, limits: Limits) -> None:
         directory = self._root / group
         self.limit_memory(group, limits.memory_bytes)
-        (directory / "cpu.max").write_text(f"{int(limits.cpus * CPU_PERIOD_US)} {CPU_PERIOD_US}")
-        (directory / "cpu.weight").write_text(str(min(10_000, max(1, int(limits.cpus * _DEFAULT_WEIGHT)))))
-        (directory / "pids.max").write_text(str(limits.pids))
+        write(directory / "cpu.max", f"{int(limits.cpus * CPU_PERIOD_US)} {CPU_PERIOD_US}")
+        write(directory / "cpu.weight", min(10_000, max(1, int(limits.cpus * _DEFAULT_WEIGHT))))
+        write(directory / "pids.max", limits.pids)
 
     def limit_memory(self, group: str, memory_bytes: int) -> None:
         directory = self._root / group
-        (directory / "memory.max").write_text(str(memory_bytes))
-        with contextlib.suppress(FileNotFoundError):  # a kernel without swap
-            (directory / "memory.swap.max").write_text("0")
+        write(directory / "memory.max", memory_bytes)
+        with contextlib.suppress(FileNotFoundError, PermissionError):  # a kernel without swap
+            write(directory / "memory.swap.max", 0)
 
     def meters(self, group: str) -> Meters | None:
         directory = self._root / group
@@ -84,7 +86,7 @@ class V2:
         kill = self._root / group / "cgroup.kill"
         with contextlib.suppress(FileNotFoundError):
             if kill.exists():
-                kill.write_text("1")
+                write(kill, 1)
 
     def children(self, group: str) -> set[str]:
         return subdirectories(self._root / group)

@@ -95,6 +95,10 @@ class Guest(Protocol):
     GuestUnreachableError for silence. Streams are bounded in memory and unbounded in length.
     """
 
+    async def listening(self) -> None:
+        """Return once it takes connections, however long that takes: the caller bounds it."""
+        ...
+
     async def health(self, timeout_seconds: float = 5) -> Health:
         """Ask whether it answers."""
         ...

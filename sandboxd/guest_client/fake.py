@@ -58,6 +58,14 @@ class FakeGuest:
         """Let a method never answer again."""
         self._hanging.add(method)
 
+    async def listening(self) -> None:
+        while True:
+            await self._alive.wait()
+            try:
+                return await self._enter("listening")
+            except GuestUnreachableError:
+                await asyncio.sleep(0)
+
     async def health(self, timeout_seconds: float = 5) -> Health:
         try:
             async with asyncio.timeout(timeout_seconds):

@@ -1,6 +1,5 @@
 """The guest: it answers, it has been told who it is, and it has acknowledged that."""
 
-import asyncio
 from collections.abc import Callable
 from typing import Final
 
@@ -11,13 +10,6 @@ from sandboxd.hooks.base import NOTHING, FailPoints, Parts, unless_dead
 from sandboxd.network.base import Slot
 from sandboxd.runtime.base import Runtime
 
-_FIRST_NAP_SECONDS: Final = 0.001
-_LONGEST_NAP_SECONDS: Final = 0.02
-"""A refused connect costs 0.3 ms, so asking often is cheap, and a guest listens about 15 ms after its start."""
-_FIRST_TRY_SECONDS: Final = 0.25
-_LONGEST_TRY_SECONDS: Final = 4.0
-"""A packet sent before the sentry's network is up is lost, and TCP sends the next a second later: rather try anew.
-Later tries wait longer, for a host so busy that the answer takes its time."""
 _SEED_BYTES: Final = 32
 _MAX_TEXT: Final = 4096
 
@@ -49,7 +41,7 @@ class GuestHook:
     async def prepare(self, parts: Parts) -> None:
         await self._points.reach("guest.connect")
         slot, guest = self._connect(parts)
-        await unless_dead(self._runtime, parts.sandbox_id, _answering(guest))
+        await unless_dead(self._runtime, parts.sandbox_id, guest.listening())
         await self._points.reach("guest.init")
         result = await unless_dead(self._runtime, parts.sandbox_id, guest.init(self._init(parts, slot)))
         parts.init = _believable(result)
@@ -95,21 +87,6 @@ class GuestHook:
             seed=self._random_bytes(_SEED_BYTES),
             backstop_seconds=backstop,
         )
-
-
-async def _answering(guest: Guest) -> None:
-    """Return once the guest has answered. The caller bounds it."""
-    nap = _FIRST_NAP_SECONDS
-    patience = _FIRST_TRY_SECONDS
-    while True:
-        try:
-            await guest.health(timeout_seconds=patience)
-        except GuestUnreachableError:
-            await asyncio.sleep(nap)
-            nap = min(nap * 2, _LONGEST_NAP_SECONDS)
-            patience = min(patience * 1.5, _LONGEST_TRY_SECONDS)
-        else:
-            return
 
 
 def _believable(result: InitResult) -> InitResult:

@@ -248,11 +248,11 @@ async def test_a_guest_that_listens_late_is_waited_for(world: World) -> None:
 
         def add(launch: object) -> None:
             original(launch)  # pyright: ignore[reportArgumentType] - passed through
-            world.host_world.guests[sandbox_id].fail("health", GuestUnreachableError("refused"), times=5)
+            world.host_world.guests[sandbox_id].fail("listening", GuestUnreachableError("refused"), times=5)
 
         world.host_world.add = add
         await opened.manager.ensure(sandbox_id, an_ensure(world))
-        assert world.host_world.guests[sandbox_id].calls["health"] == 6
+        assert world.host_world.guests[sandbox_id].calls["listening"] == 6
 
 
 @pytest.mark.parametrize("code", ["user_not_found", "cwd_not_found"])
