@@ -20,11 +20,13 @@ class SandboxNotFoundError(ProblemError):
 class SandboxEndedError(ProblemError):
     """It existed and has ended."""
 
-    def __init__(self, sandbox_id: str, *, state: str, reason: str | None, message: str | None, ended_at: str) -> None:
+    def __init__(
+        self, sandbox_id: str, *, state: str, reason: str | None, message: str | None, ended_at: str, hint: str
+    ) -> None:
         super().__init__(
             "sandbox_ended",
-            f"Sandbox {sandbox_id} is {state}: {message or reason or 'ended'}.",
-            hint="Create another sandbox with POST /v1/sandboxes.",
+            f"Sandbox {sandbox_id} is {state}: {(message or reason or 'ended').rstrip('.')}.",
+            hint=hint,
             reason=reason,
             state=state,
             ended_at=ended_at,

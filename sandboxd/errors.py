@@ -7,7 +7,7 @@ SandboxDiedError          the sandbox's host processes ended while it was being 
 
 from sandboxd.contract.messages import Resources, SandboxReport
 from sandboxd.contract.problems import ProblemError
-from sandboxd.contract.reasons import ROW_OF, SandboxReason
+from sandboxd.contract.reasons import after_end
 from sandboxd.contract.states import SandboxState
 
 
@@ -24,28 +24,12 @@ def ended_problem(report: SandboxReport, resources: Resources) -> ProblemError:
     return ProblemError(
         "sandbox_ended",
         f"Sandbox {report.id} has ended: {report.message or report.reason}",
-        hint=_hint(report.reason, resources),
+        hint=after_end(report.reason, resources.memory_mib),
         reason=report.reason,
         sandbox_id=report.id,
         state=report.state,
         ended_at=None if report.ended_at is None else report.ended_at.isoformat(timespec="milliseconds"),
     )
-
-
-def _hint(reason: SandboxReason | None, resources: Resources) -> str:
-    match reason:
-        case SandboxReason.OUT_OF_MEMORY:
-            return f"Create a sandbox with resources.memory_mib above {resources.memory_mib}."
-        case SandboxReason.WALL_TIMEOUT:
-            return "Create a sandbox with a longer timeout_seconds, or extend it in time."
-        case SandboxReason.IDLE_TIMEOUT:
-            return "Create a sandbox with a longer idle_timeout_seconds, or none."
-        case None:
-            return "Create another sandbox."
-        case _ if ROW_OF[reason].retryable:
-            return "Create another sandbox; the same one can work."
-        case _:
-            return "Create another sandbox."
 
 
 def not_here(sandbox_id: str) -> ProblemError:

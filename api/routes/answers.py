@@ -36,12 +36,5 @@ def problem_answer(request: Request, error: ProblemError) -> Response:
         headers["Retry-After"] = str(max(1, round(error.retry_after_seconds)))
     if error.code == "unauthenticated":
         headers["WWW-Authenticate"] = "Bearer"
-    body = error.body(request.scope["sandlot.request_id"])
-    if trace_id := _trace_id(request):
-        body["trace_id"] = trace_id
+    body = error.body(request.scope["sandlot.request_id"], request.headers.get("traceparent", ""))
     return Response(to_json(body), error.status, headers, media_type=MEDIA_TYPE)
-
-
-def _trace_id(request: Request) -> str | None:
-    parts = request.headers.get("traceparent", "").split("-")
-    return parts[1] if len(parts) == 4 and len(parts[1]) == 32 and parts[1].isalnum() else None

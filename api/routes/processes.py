@@ -5,7 +5,7 @@ from typing import Annotated, Any, Final
 from fastapi import APIRouter, Depends, Path, Response
 
 from api.routes.calls import Call, scoped
-from api.routes.operations import IDEMPOTENCY, Schema, bytes_body, json_body, json_of, operation, query
+from api.routes.operations import IDEMPOTENCY, WAIT, Schema, bytes_body, header, json_body, json_of, operation, query
 from api.routes.passthrough import PassThrough
 from api.routes.sandboxes import SandboxPath
 from api.services import sandboxes
@@ -59,7 +59,10 @@ _START_CODES: Final = (
 _PROCESS_CODES: Final = (*_SANDBOX_CODES, "process_not_found", "too_many_streams")
 _TEXT: Final[Schema] = {"type": "string"}
 _EVENTS: Final[Schema] = {"application/x-ndjson": {"schema": _TEXT}}
-_OUTPUT: Final[Schema] = _EVENTS | {FRAMES: {"schema": {"type": "string", "format": "binary"}}}
+_OUTPUT: Final[Schema] = _EVENTS | {
+    "text/event-stream": {"schema": _TEXT},
+    FRAMES: {"schema": {"type": "string", "format": "binary"}},
+}
 _RESULT_QUERY: Final = (
     query("wait_seconds", {"type": "number", "minimum": 0, "maximum": 3600, "default": 0}),
     query("max_output_bytes", {"type": "integer", "minimum": 0, "maximum": MAX_RESULT_BYTES, "default": 1_048_576}),
@@ -120,6 +123,9 @@ async def start_process(call: Write, sandbox_id: SandboxPath) -> Response:
         parameters=[
             query("state", {"type": "string", "enum": ["running", "ended"]}),
             query("tag", {"type": "string", "maxLength": 128, "pattern": "^[ -~]*$"}),
+            query("limit", {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100}),
+            query("cursor", {"type": "string", "maxLength": 512}),
+            query("order", {"type": "string", "enum": ["desc", "asc"], "default": "desc"}),
         ],
     ),
 )
@@ -133,7 +139,10 @@ async def list_processes(call: Read, sandbox_id: SandboxPath) -> Response:
     **_described(
         answers={200: ("The process.", json_of(Process))},
         codes=_PROCESS_CODES,
-        parameters=[query("wait_seconds", {"type": "number", "minimum": 0, "maximum": 60, "default": 0})],
+        parameters=[
+            WAIT,
+            query("wait_for", {"type": "string", "pattern": "^(running|ended)(,(running|ended))?$"}, "States."),
+        ],
     ),
 )
 async def get_process(call: Read, sandbox_id: SandboxPath, process_id: ProcessPath) -> Response:
@@ -157,18 +166,19 @@ async def get_result(call: Read, sandbox_id: SandboxPath, process_id: ProcessPat
 @router.get(
     "/v1/sandboxes/{sandbox_id}/processes/{process_id}/output",
     **_described(
-        answers={200: ("Its output.", _OUTPUT)},
+        answers={200: ("Its output.", _OUTPUT), 204: ("The stream of events was read to its end.", None)},
         codes=[*_PROCESS_CODES, "seq_out_of_range"],
         parameters=[
             query("after", {"type": "integer", "minimum": 0, "default": 0}, "Go on from this position."),
             query("tail_bytes", {"type": "integer", "minimum": 0}, "Not together with `after`."),
             query("follow", {"type": "boolean", "default": False}),
             query("keepalive_seconds", {"type": "integer", "minimum": 5, "maximum": 60, "default": 15}),
+            header("Last-Event-ID", {"type": "string", "pattern": "^[0-9]{1,18}(:end)?$"}, "Overrides `after`."),
         ],
     ),
 )
 async def read_output(call: Read, sandbox_id: SandboxPath, process_id: ProcessPath) -> Response:
-    """Read output from any position, as NDJSON or binary frames by `Accept`."""
+    """Read output from any position, as NDJSON, server-sent events or binary frames by `Accept`."""
     return await _pass(call, sandbox_id, process_id)
 
 

@@ -13,6 +13,7 @@ from api.routes.operations import json_of, operation
 from api.services import health
 from api.services.requests import MAX_FILES_BYTES, MAX_METADATA, MAX_METADATA_BYTES, MAX_WAIT_SECONDS
 from api.services.views import time_of
+from sandboxd.contract.next_steps import NEXT_STEPS
 from sandboxd.contract.problems import CODES, ProblemError
 from sandboxd.contract.processes import MAX_ARGUMENT_BYTES, MAX_TIMEOUT_SECONDS, Open, Time
 
@@ -79,6 +80,7 @@ class ErrorPage(Open):
     status: int
     title: str
     retryable: bool
+    hint: str
 
 
 @router.get("/v1/me", **operation(answers={200: ("You.", json_of(Me))}, tags=["service"]))
@@ -163,7 +165,8 @@ async def get_error(code: str) -> Response:
     row = CODES.get(code)
     if row is None:
         raise ProblemError("route_not_found", f"There is no error code {code[:64]!r}.")
-    return json_answer(ErrorPage(code=code, status=row.status, title=row.title, retryable=row.retryable))
+    page = ErrorPage(code=code, status=row.status, title=row.title, retryable=row.retryable, hint=NEXT_STEPS[code])
+    return json_answer(page)
 
 
 @router.get("/docs", include_in_schema=False, response_class=Response, response_model=None)

@@ -10,7 +10,7 @@ from api.store.tables import Sandbox as Row
 from sandboxd.contract.ids import ImageId, SandboxId
 from sandboxd.contract.messages import ImageRef, Resources, SandboxReport
 from sandboxd.contract.processes import Open, Time, render_time
-from sandboxd.contract.reasons import SandboxReason
+from sandboxd.contract.reasons import SandboxReason, after_end
 from sandboxd.contract.states import DesiredState, SandboxState
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -86,6 +86,13 @@ class SandboxList(Open):
     next_cursor: str | None
 
 
+class DeletedSandboxes(Open):
+    """What a bulk delete matched; at most 1000 of the ids are named."""
+
+    matched: int
+    sandbox_ids: list[SandboxId]
+
+
 def time_of(us: int | None) -> datetime | None:
     return None if us is None else _EPOCH + timedelta(microseconds=us)
 
@@ -147,11 +154,12 @@ def render(model: BaseModel) -> bytes:
 
 def ended_problem(row: Row) -> SandboxEndedError:
     """Return why a call to a sandbox that has ended, or is being deleted, cannot be."""
-    ending = row.ended_at is None
+    reason = SandboxReason.REQUESTED if row.ended_at is None else row.reason
     return SandboxEndedError(
         row.id,
         state=row.state,
-        reason=SandboxReason.REQUESTED if ending else row.reason,
+        reason=reason,
         message=row.message,
         ended_at=rendered_time(row.ended_at or row.updated_at),
+        hint=after_end(None if reason is None else SandboxReason(reason), row.spec["resources"]["memory_mib"]),
     )

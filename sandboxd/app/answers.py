@@ -40,7 +40,7 @@ def problem_answer(error: ProblemError, request: web.Request) -> web.Response:
     headers: dict[str, str] = {}
     if error.retry_after_seconds is not None:
         headers["Retry-After"] = str(max(1, round(error.retry_after_seconds)))
-    body = to_json(error.body(request_id(request)))
+    body = to_json(error.body(request_id(request), request.headers.get("traceparent", "")))
     return web.Response(status=error.status, body=body, content_type=MEDIA_TYPE, headers=headers)
 
 

@@ -4,9 +4,13 @@ Both programs raise ProblemError (or a subclass from their own `errors`) and ren
 what a node answers is passed on to the client unchanged.
 """
 
+import re
 from typing import Any, Final, NamedTuple
 
+from sandboxd.contract.next_steps import NEXT_STEPS
+
 MEDIA_TYPE: Final = "application/problem+json"
+_TRACE: Final = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 class CodeRow(NamedTuple):
@@ -66,6 +70,7 @@ CODES: Final[dict[str, CodeRow]] = {
     "user_not_found": CodeRow(422, "No such user in the sandbox"),
     "cwd_not_found": CodeRow(422, "No such working directory"),
     "no_shell": CodeRow(422, "The image has no shell"),
+    "filter_required": CodeRow(422, "A filter is required"),
     "invalid_policy": CodeRow(422, "The egress policy is not valid"),
     "rate_limited": CodeRow(429, "Too many requests", retryable=True),
     "too_many_streams": CodeRow(429, "Too many open streams", retryable=True),
@@ -98,7 +103,10 @@ class ProblemError(Exception):
         retry_after_seconds: float | None = None,
         **members: object,
     ) -> None:
-        """`detail` says what happened, with values; `hint` names the next call to make; no secrets, no host paths."""
+        """`detail` says what happened, with values; `hint` names the next call to make; no secrets, no host paths.
+
+        Without a hint it is the next step of its code.
+        """
         super().__init__(f"{code}: {detail}")
         self.code = code
         self.row = CODES[code]
@@ -113,8 +121,8 @@ class ProblemError(Exception):
         """The HTTP status."""
         return self.row.status
 
-    def body(self, request_id: str) -> dict[str, Any]:
-        """Return the problem+json object."""
+    def body(self, request_id: str, traceparent: str = "") -> dict[str, Any]:
+        """Return the problem+json object; with the `trace_id` of a W3C `traceparent`, if there is a good one."""
         value: dict[str, Any] = {
             "type": f"/errors/{self.code}",
             "title": self.row.title,
@@ -122,10 +130,12 @@ class ProblemError(Exception):
             "detail": self.detail,
             "code": self.code,
             "reason": self.reason,
-            "hint": self.hint,
+            "hint": self.hint or NEXT_STEPS[self.code],
             "retryable": self.row.retryable,
             "request_id": request_id,
         }
         if self.retry_after_seconds is not None:
             value["retry_after_seconds"] = self.retry_after_seconds
+        if trace := _TRACE.fullmatch(traceparent):
+            value["trace_id"] = trace[1]
         return value | self.members

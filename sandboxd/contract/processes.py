@@ -1,9 +1,12 @@
 """Processes as clients see them: the same models cross the public API and the node seam."""
 
+import re
+import signal
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -18,6 +21,7 @@ from sandboxd.contract.ids import ProcessId, SandboxId
 from sandboxd.contract.reasons import ProcessReason
 from sandboxd.contract.states import ProcessState
 
+_REAL_TIME: Final = re.compile(r"SIGRTM(IN\+|AX-)([0-9]|[12][0-9]|30)")
 MAX_ARGUMENT_BYTES: Final = 131_071
 MAX_ARGV_BYTES: Final = 2 * 1024 * 1024
 DEFAULT_RING_BYTES: Final = 4 * 1024 * 1024
@@ -68,10 +72,19 @@ def _check_env(env: dict[str, str]) -> dict[str, str]:
     return env
 
 
+Argument = Annotated[str, AfterValidator(_no_nul)]
+"""What a kernel takes as an argument; its length has a code of its own."""
 UserName = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[^\x00\s/]+$")]
 """A name, or `uid[:gid]`."""
-PathText = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
+PathText = Annotated[str, StringConstraints(min_length=1, max_length=4096), AfterValidator(_no_nul)]
 Tag = Annotated[str, StringConstraints(max_length=128)]
+
+
+def _known_signal(name: str) -> str:
+    if name not in signal.Signals.__members__ and _REAL_TIME.fullmatch(name) is None:
+        msg = "is not the name of a signal"
+        raise ValueError(msg)
+    return name
 
 
 class TtySize(Strict):
@@ -93,8 +106,8 @@ class CommandSpec(Strict):
     """What ProcessSpec and RunSpec share."""
 
     id: ProcessId | None = None
-    argv: list[str] | None = Field(default=None, min_length=1)
-    shell: str | None = None
+    argv: list[Argument] | None = Field(default=None, min_length=1)
+    shell: Argument | None = None
     env: dict[str, str] = Field(default_factory=dict)
     with_secrets: bool = True
     cwd: PathText | None = None
@@ -113,14 +126,10 @@ class CommandSpec(Strict):
     @field_validator("argv")
     @classmethod
     def _argv(cls, argv: list[str] | None) -> list[str] | None:
-        for argument in argv or ():
-            _no_nul(argument)
+        if argv and not argv[0]:
+            msg = "the command is empty"
+            raise ValueError(msg)
         return argv
-
-    @field_validator("shell", "cwd")
-    @classmethod
-    def _text(cls, text: str | None) -> str | None:
-        return None if text is None else _no_nul(text)
 
     @field_validator("env")
     @classmethod
@@ -167,7 +176,7 @@ class RunSpec(CommandSpec):
 class SignalSpec(Strict):
     """Body of `POST …/signal`."""
 
-    signal: Annotated[str, StringConstraints(pattern=r"^SIG[A-Z0-9+]{2,12}$")]
+    signal: Annotated[str, StringConstraints(pattern=r"^SIG[A-Z0-9+-]{2,12}$"), AfterValidator(_known_signal)]
     scope: Literal["tree", "process"] = "tree"
 
 

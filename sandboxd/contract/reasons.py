@@ -147,3 +147,16 @@ def decide_reason(evidence: Evidence) -> SandboxReason:  # noqa: PLR0911 - one r
     if evidence.guest_misbehaved or evidence.sentry_exit_code is not None:
         return SandboxReason.GUEST_FAILED
     return SandboxReason.RUNTIME_FAILED
+
+
+def after_end(reason: SandboxReason | None, memory_mib: int) -> str:
+    """Return what to do about a sandbox that has ended: the hint of `sandbox_ended`."""
+    match reason:
+        case SandboxReason.OUT_OF_MEMORY:
+            return f"Create a sandbox with resources.memory_mib above {memory_mib}."
+        case SandboxReason.WALL_TIMEOUT:
+            return "Create a sandbox with a longer timeout_seconds, or extend it in time."
+        case SandboxReason.IDLE_TIMEOUT:
+            return "Create a sandbox with a longer idle_timeout_seconds, or none."
+        case _:
+            return "Create another sandbox with POST /v1/sandboxes."

@@ -12,7 +12,9 @@ MAX_ERRORS: Final = 32
 
 
 def pointer(location: tuple[int | str, ...]) -> str:
-    """Render where a value stands as a JSON pointer."""
+    """Render where a value stands as a JSON pointer; that of a refused name is where its value stands."""
+    if location and location[-1] == "[key]":
+        location = location[:-1]
     return "".join("/" + str(step)[:256].replace("~", "~0").replace("/", "~1") for step in location)
 
 
@@ -25,7 +27,12 @@ def invalid(error: ValidationError) -> ProblemError:
     if found and found[0]["type"] == "json_invalid":
         return ProblemError("malformed_request", f"The body is not JSON: {found[0]['msg'][:200]}")
     return invalid_fields(
-        {"path": pointer(row["loc"]), "code": row["type"], "message": row["msg"][:300]} for row in found[:MAX_ERRORS]
+        {
+            "path": pointer(row["loc"]),
+            "code": row["type"],
+            "message": row["msg"].removeprefix("Value error, ")[:300],
+        }
+        for row in found[:MAX_ERRORS]
     )
 
 

@@ -157,7 +157,7 @@ async def test_a_late_joiner_of_a_run_gets_head_and_tail(node: Node) -> None:
         ({"argv": ["a"], "shell": "a"}, ""),
         ({"argv": []}, "/argv"),
         ({"argv": "true"}, "/argv"),
-        ({"argv": ["a\0b"]}, "/argv"),
+        ({"argv": ["a\0b"]}, "/argv/0"),
         ({"shell": "a", "timeout_seconds": 0}, "/timeout_seconds"),
         ({"shell": "a", "timeout_seconds": "1"}, "/timeout_seconds"),
         ({"shell": "a", "timeout_seconds": 1e300}, "/timeout_seconds"),
