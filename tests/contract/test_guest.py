@@ -272,7 +272,6 @@ def test_environment_of_a_first_shell(guest: RawGuest) -> None:
         "LOGNAME": "root",
         "SHELL": "/bin/bash",
         "LANG": "C.UTF-8",
-        "SANDLOT_SANDBOX_ID": "sbxaaaaaaaaaaaaaaaaaaaa",
     }
 
 

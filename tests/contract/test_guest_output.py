@@ -167,12 +167,22 @@ def test_stdin_by_offset(guest: RawGuest) -> None:
     assert guest.stdin(process, b"xyz", 9).refused(409, "stdin_gap")["offset"] == 5
     assert guest.stdin(process, b"f").json == {"offset": 6, "closed": False}
     assert guest.stdin(process, b"fg", 5, close=True).json == {"offset": 7, "closed": True}
-    again = guest.stdin(process, b"fg", 5, close=True)
-    assert again.status == 200 or again.json["code"] == "process_ended"
+    assert guest.stdin(process, b"fg", 5, close=True).json == {"offset": 7, "closed": True}
     ended = guest.ended(process)
     assert (ended["stdin_offset"], ended["stdin_closed"]) == (7, True)
     assert output_bytes(guest.output(process)) == b"abcdefg"
     assert guest.stdin(process, b"x", 7).refused(409, "process_ended")["exit_code"] == 0
+
+
+def test_repeated_input_has_had_its_effect_after_the_end_too(guest: RawGuest) -> None:
+    process = guest.start(["cat"], stdin=True)["id"]
+    guest.stdin(process, b"abc", 0, close=True)
+    guest.ended(process)
+    assert guest.stdin(process, b"abc", 0, close=True).json == {"offset": 3, "closed": True}
+    assert guest.stdin(process, b"bc", 1).json == {"offset": 3, "closed": True}
+    guest.stdin(process, b"abcd", 0, close=True).refused(409, "process_ended")
+    guest.stdin(process, b"").refused(409, "process_ended")
+    guest.stdin(process, b"", 4).refused(409, "process_ended")
 
 
 def test_a_repeated_close_is_the_same_close(guest: RawGuest) -> None:
