@@ -12,6 +12,8 @@ from sandboxd.runtime.base import Runtime
 
 _SEED_BYTES: Final = 32
 _MAX_TEXT: Final = 4096
+SANDBOX_ID_VARIABLE: Final = "SANDLOT_SANDBOX_ID"
+"""Where a program inside finds out which sandbox it is in."""
 
 
 class GuestHook:
@@ -72,7 +74,7 @@ class GuestHook:
             backstop = parts.spec.timeout_seconds + self._margin_seconds
         return Init(
             hostname=parts.spec.hostname,
-            env=parts.env,
+            env={SANDBOX_ID_VARIABLE: parts.sandbox_id} | parts.env,
             image_env=config.env if config else {},
             user=parts.spec.user,
             cwd=parts.spec.cwd,

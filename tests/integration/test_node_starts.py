@@ -35,7 +35,7 @@ async def test_a_start_runs_everything_in_order_and_reports_it(world: World) -> 
         assert opened.network.egress[opened.life(sandbox_id).record.slot_index or 0].mode == "open"
         init = sandbox.guest.initialized_by
         assert init is not None
-        assert init.env == {"SECRET": "hunter2"}
+        assert init.env == {"SANDLOT_SANDBOX_ID": sandbox_id, "SECRET": "hunter2"}
         assert init.backstop_seconds == 160
         await opened.manager.stop(sandbox_id, a_stop())
     assert world.residue() == []
