@@ -7,11 +7,16 @@ from fastapi import APIRouter, Depends, Path, Response
 from api.routes.answers import json_answer, sandbox_answer
 from api.routes.calls import MERGE_PATCH, Call, scoped
 from api.routes.operations import IDEMPOTENCY, IF_MATCH, SANDBOX_HEADERS, WAIT, json_body, json_of, operation, query
+from api.routes.query import parse_time
 from api.services import creation, sandboxes, stopping
-from api.services.requests import CreateSandbox, ExtendSandbox, PatchSandboxRequest
+from api.services.requests import CreateSandbox, DeleteSandboxes, ExtendSandbox, PatchSandboxRequest
 from api.services.views import Sandbox, SandboxList, view
 from api.store.sandboxes import Filter
+from sandboxd.contract.ids import SandboxId
+from sandboxd.contract.problems import ProblemError
+from sandboxd.contract.processes import Open
 from sandboxd.contract.states import SETTLED, SandboxState
+from sandboxd.contract.validation import invalid_field
 
 router = APIRouter()
 
@@ -43,6 +48,14 @@ CREATE_CODES: Final = (
     "egress_not_applied",
     "deadline_exceeded",
 )
+
+
+class DeletedSandboxes(Open):
+    """What a bulk delete matched; at most 1000 of the ids are named."""
+
+    matched: int
+    sandbox_ids: list[SandboxId]
+
 
 Read = Annotated[Call, Depends(scoped("sandboxes", write=False))]
 Write = Annotated[Call, Depends(scoped("sandboxes", write=True))]
@@ -211,6 +224,35 @@ async def delete_sandbox(call: Write, sandbox_id: SandboxPath) -> Response:
         match=call.if_match(),
     )
     return sandbox_answer(call.platform, row)
+
+
+@router.post(
+    "/v1/sandboxes/delete",
+    **operation(
+        answers={202: ("They are stopping, or would be.", json_of(DeletedSandboxes))},
+        codes=["filter_required", "body_too_large", "unsupported_media_type"],
+        body=json_body(DeleteSandboxes),
+        tags=_TAGS,
+    ),
+)
+async def delete_sandboxes(call: Write) -> Response:
+    """Stop all live sandboxes that match a filter. Safe to send again; at most 1000 ids are named."""
+    call.no_query()
+    body, _ = await call.body(DeleteSandboxes)
+    given = body.filter
+    if given.is_empty():
+        raise ProblemError("filter_required", "An empty filter would match every sandbox of the project.")
+    before = None if given.created_before is None else parse_time(given.created_before)
+    if given.created_before is not None and before is None:
+        raise invalid_field("/filter/created_before", "time", "must be an RFC 3339 time such as 2026-01-31T12:00:00Z")
+    wanted = Filter(
+        states=tuple(given.state or ()),
+        image_id=given.image_id,
+        metadata=given.metadata or {},
+        created_before=before,
+    )
+    matched, named = await stopping.delete_matching(call.platform, call.caller, wanted, dry_run=body.dry_run)
+    return json_answer(DeletedSandboxes.model_construct(matched=matched, sandbox_ids=named), 202)
 
 
 @router.post(

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import ConfigDict, Field, StringConstraints, WithJsonSchema, field_validator, model_validator
 
+from sandboxd.contract.ids import ImageId
 from sandboxd.contract.messages import EgressSpec, Resources
 from sandboxd.contract.processes import MAX_TIMEOUT_SECONDS, PathText, RunSpec, Strict, UserName
 
@@ -22,6 +23,7 @@ IdleSeconds = Annotated[int, Field(ge=10, le=MAX_TIMEOUT_SECONDS)]
 StopOnly = Annotated[Literal["stop", "pause"], WithJsonSchema({"type": "string", "enum": ["stop"]})]
 EnvName = Annotated[str, StringConstraints(pattern=r"^[^=\x00]+$")]
 Metadata = dict[MetadataKey, Text]
+LiveState = Literal["pending", "starting", "running", "pausing", "paused", "resuming", "stopping", "lost"]
 
 
 def check_metadata(metadata: dict[str, str]) -> dict[str, str]:
@@ -271,3 +273,24 @@ class ExtendSandbox(Strict):
     """Body of `POST …/extend`: deadline = max(old, now + n)."""
 
     timeout_seconds: Seconds
+
+
+class DeleteFilter(Strict):
+    """Which sandboxes to delete; all that is given must match."""
+
+    state: Annotated[list[LiveState], Field(min_length=1)] | None = None
+    metadata: Metadata | None = None
+    image_id: ImageId | None = None
+    created_before: Annotated[str, WithJsonSchema({"type": "string", "format": "date-time"})] | None = None
+
+    def is_empty(self) -> bool:
+        """Tell whether this would match everything."""
+        return not (self.state or self.metadata or self.image_id or self.created_before)
+
+
+class DeleteSandboxes(Strict):
+    """Body of `POST /v1/sandboxes/delete`."""
+
+    filter: DeleteFilter
+    dry_run: bool = False
+    """Only say what would be deleted."""

@@ -86,13 +86,6 @@ class SandboxList(Open):
     next_cursor: str | None
 
 
-class DeletedSandboxes(Open):
-    """What a bulk delete matched; at most 1000 of the ids are named."""
-
-    matched: int
-    sandbox_ids: list[SandboxId]
-
-
 def time_of(us: int | None) -> datetime | None:
     return None if us is None else _EPOCH + timedelta(microseconds=us)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, Literal, NamedTuple
 
-from sqlalchemy import Connection, Row, and_, bindparam, delete, insert, or_, select, update
+from sqlalchemy import Connection, Row, and_, bindparam, delete, func, insert, or_, select, update
 
 from api.errors import NameTakenError, SandboxNotFoundError
 from api.store.tables import SANDBOXES, Sandbox
@@ -156,6 +156,25 @@ def ask_stop(
 ) -> Sandbox:
     """Record that it shall stop. Asking again changes nothing. Raises SandboxNotFoundError, `generation_mismatch`."""
     return _ask_stop(connection, get(connection, project_id, sandbox_id), now_us, match)
+
+
+def ask_stop_matching(
+    connection: Connection, project_id: str, wanted: Filter, *, limit: int, now_us: int
+) -> list[Sandbox]:
+    """Record that up to `limit` live sandboxes that match, and are not asked yet, shall stop; the oldest first."""
+    conditions = [_c.project_id == project_id, _LIVE, _c.desired_state != DesiredState.STOPPED.value]
+    rows = connection.execute(
+        select(SANDBOXES).where(*conditions, *_conditions(wanted)).order_by(_c.created_at, _c.id).limit(limit)
+    )
+    return [_ask_stop(connection, _record(row), now_us, None) for row in rows]
+
+
+def matching(connection: Connection, project_id: str, wanted: Filter, *, limit: int) -> tuple[int, list[str]]:
+    """Return how many live sandboxes match, and the ids of up to `limit` of them, the oldest first."""
+    conditions = [_c.project_id == project_id, _LIVE, *_conditions(wanted)]
+    count = connection.execute(select(func.count()).select_from(SANDBOXES).where(*conditions)).scalar_one()
+    found = connection.execute(select(_c.id).where(*conditions).order_by(_c.created_at, _c.id).limit(limit))
+    return count, list(found.scalars())
 
 
 def _ask_stop(connection: Connection, sandbox: Sandbox, now_us: int, match: frozenset[int] | None) -> Sandbox:
