@@ -19,6 +19,7 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from api.app.platform import SOURCES, open_platform
+from api.app.protocol import PublicProtocol
 from api.app.public import internal_app, on, public_app
 from api.config import Settings
 from api.services.platform import Platform, Sources
@@ -49,7 +50,7 @@ class _Server(uvicorn.Server):
         yield
 
 
-def _server(app: ASGIApp, settings: Settings, protocol: type[asyncio.Protocol] = HttpToolsProtocol) -> _Server:
+def _server(app: ASGIApp, settings: Settings, protocol: type[asyncio.Protocol] = PublicProtocol) -> _Server:
     return _Server(
         uvicorn.Config(
             app,

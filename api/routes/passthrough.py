@@ -37,15 +37,22 @@ _HOP_BY_HOP: Final = frozenset(
         b"upgrade",
     }
 )
-_NOT_TO_NODE: Final = _HOP_BY_HOP | {
-    b"host",
-    b"authorization",
-    b"x-api-key",
-    b"cookie",
-    b"expect",
-    b"sandlot-request-id",
-    b"sandlot-project",
-}
+_TO_NODE: Final = frozenset(
+    {
+        b"accept",
+        b"content-encoding",
+        b"content-length",
+        b"content-type",
+        b"idempotency-key",
+        b"if-match",
+        b"if-none-match",
+        b"last-event-id",
+        b"range",
+        b"traceparent",
+        b"tracestate",
+    }
+)
+"""Credentials and whatever else a client sends stay here: a node is told what a call needs."""
 _NOT_TO_CLIENT: Final = _HOP_BY_HOP | {b"date", b"server"}
 _AUTOMATIC: Final = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
 _MOVED: Final = 421
@@ -198,9 +205,7 @@ class PassThrough(Response):
 
 def _to_node(scope: Scope) -> CIMultiDict[str]:
     headers = CIMultiDict(
-        (name.decode("latin-1"), value.decode("latin-1"))
-        for name, value in scope["headers"]
-        if name not in _NOT_TO_NODE
+        (name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"] if name in _TO_NODE
     )
     headers[REQUEST_ID] = scope["sandlot.request_id"]
     return headers
