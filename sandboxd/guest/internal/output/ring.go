@@ -12,7 +12,7 @@ const (
 	// Segments cost memory too: a process that alternates channels byte by byte must not hold more than its ring.
 	segmentCost = 64
 	// Short writes this close together share a segment, and so a time.
-	mergeWindowUS = 100_000
+	mergeWindowUS = 10_000
 	smallSegment  = 4096
 	// What two pipes may hold when a process ends; a blocking ring keeps it without waiting.
 	releaseRoom = 2 << 20
@@ -79,7 +79,7 @@ func (r *Ring) appendSome(kind wire.Kind, data []byte, atUS int64) int {
 	if count := len(r.segments); count > 0 {
 		last := &r.segments[count-1]
 		used := len(last.buffer)
-		if last.kind == kind && used < wire.MaxPayload && (used < smallSegment || atUS-last.at < mergeWindowUS) {
+		if last.kind == kind && used < wire.MaxPayload && (atUS-last.at < mergeWindowUS || (used < smallSegment && r.scattered())) {
 			taken := min(len(data), wire.MaxPayload-used)
 			last.buffer = append(last.buffer, data[:taken]...)
 			r.count(kind, taken)
@@ -135,6 +135,9 @@ func (r *Ring) full() bool {
 }
 
 func (r *Ring) crowded() bool { return len(r.segments) > r.limit/segmentCost }
+
+// scattered says that so many small writes are kept apart that the next ones rather lose their time than push bytes out.
+func (r *Ring) scattered() bool { return len(r.segments) > r.limit/segmentCost/2 }
 
 func (r *Ring) dropFront(excess int) {
 	front := &r.segments[0]
