@@ -52,24 +52,41 @@ class SocketLink:
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.UnixConnector(path=str(self._path)),
                 timeout=aiohttp.ClientTimeout(total=_ANSWER_SECONDS),
+                # The api may have been taken over: it is given no way to make this program hold or ask for more.
+                cookie_jar=aiohttp.DummyCookieJar(),
+                auto_decompress=False,
             )
         try:
             async with self._session.post(
                 "http://api/internal/v1/node-reports",
                 data=report.model_dump_json(),
                 headers={"Content-Type": "application/json"},
+                allow_redirects=False,
             ) as answer:
                 if answer.status != HTTPStatus.OK:
                     raise ApiUnreachableError(f"the api answered {answer.status}")
-                body = await answer.content.read(_MAX_ANSWER_BYTES)
-                return ReportAnswer.model_validate_json(body)
-        except (aiohttp.ClientError, OSError, TimeoutError, ValidationError) as error:
+                return ReportAnswer.model_validate_json(await _whole(answer.content))
+        except ValidationError as error:
+            raise ApiUnreachableError("the api's answer is not understood") from error
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise ApiUnreachableError(f"{type(error).__name__}: {error}") from error
 
     async def close(self) -> None:
         if self._session is not None:
             await self._session.close()
             self._session = None
+
+
+async def _whole(content: aiohttp.StreamReader) -> bytes:
+    """Read a body to its end, or to where it is too long. ApiUnreachableError."""
+    parts: list[bytes] = []
+    size = 0
+    while data := await content.readany():
+        parts.append(data)
+        size += len(data)
+        if size > _MAX_ANSWER_BYTES:
+            raise ApiUnreachableError(f"the api's answer is longer than {_MAX_ANSWER_BYTES} bytes")
+    return b"".join(parts)
 
 
 class Heartbeat:

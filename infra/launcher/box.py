@@ -7,14 +7,16 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from infra import residue
 from infra.config import LauncherConfig
-from infra.launcher import account, lock, programs
+from infra.launcher import account, lock, programs, told
 from infra.launcher.account import LauncherError
 from infra.launcher.supervisor import Program, Reaper, Supervised
+from infra.launcher.told import UntoldError
 from infra.setup.places import REPOSITORY, base_image_path, guest_path
 
 _READY_SECONDS: Final = 120
@@ -78,7 +80,7 @@ async def _live(config: LauncherConfig, env: Mapping[str, str], *, stop_sandboxe
             group.create_task(supervised.keep())
         try:
             if await _serving([node, api], asked_to_end):
-                print(welcome(config.url_path.read_text().strip(), config.key_path.read_text().strip()), flush=True)
+                print(welcome(*_told(config)), flush=True)
                 await asked_to_end.wait()
         finally:
             say("stopping the programs" if stop_sandboxes else "stopping the programs; sandboxes keep running")
@@ -122,6 +124,13 @@ def _not_ready(program: Program, what: str) -> LauncherError:
     )
 
 
+def _told(config: LauncherConfig) -> tuple[str, str]:
+    try:
+        return told.url(config.url_path), told.key(config.key_path)
+    except UntoldError as error:
+        raise LauncherError(f"the api did not say how to reach it: {error}", f"look at {config.logs_dir}") from error
+
+
 def welcome(url: str, key: str) -> str:
     """Return what is printed once the box serves, with a command to paste."""
     command = (
@@ -149,7 +158,9 @@ def _teardown(config: LauncherConfig, env: Mapping[str, str]) -> None:
             check=False,
         )
     for socket in (config.node_socket, config.api_socket):
-        socket.unlink(missing_ok=True)
+        # What the api's user put in its place is its own, and no reason to stop here.
+        with suppress(OSError):
+            socket.unlink(missing_ok=True)
     left = sorted(str(item) for item in _residue(config))
     if done.returncode != 0 or left:
         words = _last_lines(log) if done.returncode != 0 else []

@@ -37,6 +37,8 @@ def main(arguments: list[str]) -> None:
     split = arguments.index("--")
     options, command = arguments[:split], arguments[split + 1 :]
     _raise_file_limit()
+    # Memory of these programs, and of sandboxes, which inherit this, holds keys and tenants' secrets.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.chdir("/")
     if options[:1] == ["--user"]:
         account = pwd.getpwnam(options[1])

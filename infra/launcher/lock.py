@@ -14,8 +14,10 @@ from infra.launcher.account import LauncherError
 @contextmanager
 def hold(path: Path, instance: str) -> Generator[None]:
     """Hold the instance's lock with this process's id in it. LauncherError when another process holds it."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
+        # Whoever may open it may hold it, and would have us take the number in it for a launcher's.
+        os.fchmod(descriptor, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

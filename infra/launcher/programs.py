@@ -6,7 +6,9 @@ from collections.abc import Mapping
 import aiohttp
 
 from infra.config import LauncherConfig
+from infra.launcher import told
 from infra.launcher.supervisor import Program
+from infra.launcher.told import UntoldError
 
 _ANSWER_SECONDS = 2.0
 
@@ -32,8 +34,8 @@ def api(config: LauncherConfig, env: Mapping[str, str]) -> Program:
 
     async def ready() -> bool:
         try:
-            url = config.url_path.read_text().strip()
-        except FileNotFoundError:
+            url = told.url(config.url_path)
+        except UntoldError:
             return False
         return await _answers(f"{url}/readyz", None)
 
@@ -72,7 +74,10 @@ def environment(env: Mapping[str, str], config: LauncherConfig, *, home: str) ->
 async def _answers(url: str, connector: aiohttp.BaseConnector | None) -> bool:
     timeout = aiohttp.ClientTimeout(total=_ANSWER_SECONDS)
     try:
-        async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session, session.get(url) as answer:
+        async with (
+            aiohttp.ClientSession(connector=connector, timeout=timeout) as session,
+            session.get(url, allow_redirects=False) as answer,
+        ):
             return answer.status == 200
     except (aiohttp.ClientError, TimeoutError, OSError):
         return False

@@ -9,6 +9,7 @@ import ctypes
 import os
 import signal
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -20,6 +21,8 @@ _STEADY_SECONDS: Final = 60.0
 """A program that ran this long before it died starts again with the first pause."""
 
 _LARGEST_LOG_BYTES: Final = 16 << 20
+_LOG_SECONDS: Final = 10.0
+"""How often a running program's log is measured: a program that is made to log without end must not fill the disk."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +110,7 @@ class Supervised:
             while not self._stopping.is_set():
                 started = clock()
                 self.pid, self._exit = self.reaper.spawn(self.program)
-                status = await self._exit
+                status = await self._until_exit(self._exit)
                 self.pid = None
                 if self._stopping.is_set():
                     return
@@ -119,6 +122,12 @@ class Supervised:
                 pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
         finally:
             self._ended.set()
+
+    async def _until_exit(self, exited: asyncio.Future[int]) -> int:
+        while not (await asyncio.wait({exited}, timeout=_LOG_SECONDS))[0]:
+            with suppress(OSError):
+                await asyncio.to_thread(_cut_off, self.program.log)
+        return exited.result()
 
     async def stop(self) -> None:
         """End the program and wait until it is gone. Idempotent."""
@@ -155,3 +164,16 @@ def describe(status: int) -> str:
 def _turn_over(log: Path) -> None:
     if log.exists() and log.stat().st_size > _LARGEST_LOG_BYTES:
         log.replace(log.with_suffix(".log.1"))
+
+
+def _cut_off(log: Path) -> None:
+    """Turn over a log that is being written: its writer has it open, so its end is copied and it begins anew.
+
+    What is written in the moment between the two is lost.
+    """
+    size = log.stat().st_size
+    if size > _LARGEST_LOG_BYTES:
+        with log.open("rb") as source, log.with_suffix(".log.1").open("wb") as target:
+            source.seek(size - _LARGEST_LOG_BYTES)
+            target.write(source.read(_LARGEST_LOG_BYTES))
+        os.truncate(log, 0)

@@ -1,5 +1,6 @@
 """The node's log: one JSON object a line on standard error."""
 
+import json
 import logging
 import sys
 
@@ -20,4 +21,16 @@ def set_up_logs(level: str) -> None:
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=True,
     )
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format='{"event": "%(name)s: %(message)s"}')
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Line())
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
+
+
+class _Line(logging.Formatter):
+    """One line for what a library logs, whatever bytes somebody made it quote."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {"event": f"{record.name}: {record.getMessage()}", "level": record.levelname.lower()}
+        if record.exc_info is not None:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line)
