@@ -80,7 +80,7 @@ func (r *Record) start(t *Table, station *inittable.Station, spec wire.Spec) *wi
 		}
 		argv = []string{shell, "-c", *spec.Shell}
 	}
-	grown, err := t.forest.New(r.id)
+	grown, err := t.forest.New()
 	if err != nil {
 		return wire.Fail("internal", "%v", err)
 	}

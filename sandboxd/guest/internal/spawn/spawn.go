@@ -77,13 +77,13 @@ func (s *Spawner) Start(order Order) (*Child, *wire.StartError, error) {
 
 type ends struct {
 	child  Child
-	theirs []*os.File
+	theirs []int
 	files  []uintptr
 }
 
 func (e *ends) closeTheirs() {
 	for _, file := range e.theirs {
-		file.Close()
+		unix.Close(file)
 	}
 }
 
@@ -112,28 +112,31 @@ func (e *ends) openAll(order Order, null *os.File) error {
 	}
 	e.files = []uintptr{null.Fd(), 0, 0}
 	if order.Stdin {
-		read, write, err := pipe(writeEnd)
+		ours, theirs, err := pipe(writeEnd)
 		if err != nil {
 			return err
 		}
-		e.child.Stdin = write
-		e.theirs = append(e.theirs, read)
-		e.files[0] = read.Fd()
+		e.child.Stdin = ours
+		e.give(0, theirs)
 	}
 	for i, file := range []**os.File{&e.child.Stdout, &e.child.Stderr} {
 		if i == 1 && order.MergeStderr {
 			e.files[2] = e.files[1]
 			break
 		}
-		read, write, err := pipe(readEnd)
+		ours, theirs, err := pipe(readEnd)
 		if err != nil {
 			return err
 		}
-		*file = read
-		e.theirs = append(e.theirs, write)
-		e.files[i+1] = write.Fd()
+		*file = ours
+		e.give(i+1, theirs)
 	}
 	return nil
+}
+
+func (e *ends) give(at, theirs int) {
+	e.theirs = append(e.theirs, theirs)
+	e.files[at] = uintptr(theirs)
 }
 
 func (e *ends) openTerminal(order Order) error {
@@ -141,14 +144,19 @@ func (e *ends) openTerminal(order Order) error {
 	if err != nil {
 		return fmt.Errorf("open a terminal: %w", err)
 	}
+	defer slave.Close()
 	e.child.Terminal = master
-	e.theirs = append(e.theirs, slave)
-	e.files = []uintptr{slave.Fd(), slave.Fd(), slave.Fd()}
-	_ = slave.Chown(int(order.User.UID), int(order.User.GID))
-	// The program's end is one open file with this one: it must block, as programs expect of a terminal.
-	if err := unix.SetNonblock(int(slave.Fd()), false); err != nil {
+	// Another descriptor of the same open file: it must block, as programs expect of a terminal.
+	theirs, err := unix.FcntlInt(slave.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open a terminal: %w", err)
+	}
+	e.theirs = []int{theirs}
+	e.files = []uintptr{uintptr(theirs), uintptr(theirs), uintptr(theirs)}
+	if err := unix.SetNonblock(theirs, false); err != nil {
 		return err
 	}
+	_ = unix.Fchown(theirs, int(order.User.UID), int(order.User.GID))
 	return pty.Setsize(master, &pty.Winsize{Rows: uint16(order.TTY.Rows), Cols: uint16(order.TTY.Cols)})
 }
 
@@ -157,16 +165,19 @@ const (
 	writeEnd
 )
 
-// pipe makes one whose `ours` end goes through the poller while the other blocks, as programs expect.
-func pipe(ours int) (read, write *os.File, err error) {
+// pipe makes one whose `end` goes through the poller, while the other one blocks, as programs expect.
+func pipe(end int) (ours *os.File, theirs int, err error) {
 	var both [2]int
-	if err := unix.Pipe2(both[:], unix.O_CLOEXEC); err != nil {
-		return nil, nil, fmt.Errorf("make a pipe: %w", err)
+	if err := unix.Pipe2(both[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
+		return nil, 0, fmt.Errorf("make a pipe: %w", err)
 	}
-	if err := unix.SetNonblock(both[ours], true); err != nil {
-		return nil, nil, err
+	ours, theirs = os.NewFile(uintptr(both[end]), "pipe"), both[1-end]
+	if _, err := unix.FcntlInt(uintptr(theirs), unix.F_SETFL, 0); err != nil {
+		ours.Close()
+		unix.Close(theirs)
+		return nil, 0, err
 	}
-	return os.NewFile(uintptr(both[0]), "pipe"), os.NewFile(uintptr(both[1]), "pipe"), nil
+	return ours, theirs, nil
 }
 
 func (s *Spawner) execute(order Order, ends *ends) (int, *wire.StartError, error) {

@@ -16,7 +16,7 @@ type Sessions struct{}
 func (Sessions) SetLimit(int) {}
 
 // New makes an empty tree.
-func (Sessions) New(string) (Tree, error) { return &session{}, nil }
+func (Sessions) New() (Tree, error) { return &session{}, nil }
 
 type session struct{ leader atomic.Int64 }
 

@@ -26,7 +26,7 @@ type Tree interface {
 
 // Forest makes trees.
 type Forest interface {
-	New(id string) (Tree, error)
+	New() (Tree, error)
 	// SetLimit bounds the processes of the sandbox.
 	SetLimit(processes int)
 }
