@@ -1,6 +1,7 @@
 """The node's listener: a unix socket for the api alone, and what surrounds every call."""
 
 import grp
+import logging
 import os
 import pwd
 import socket
@@ -109,11 +110,12 @@ async def _logged(request: web.Request, handler: Handler) -> web.StreamResponse:
         status = answer.status
         return answer
     finally:
-        _log.debug(
-            "call",
-            method=request.method,
-            path=request.path,
-            status=status,
-            seconds=round(time.monotonic() - began, 4),
-            request_id=request_id(request),
-        )
+        if _log.is_enabled_for(logging.DEBUG):
+            _log.debug(
+                "call",
+                method=request.method,
+                path=request.path,
+                status=status,
+                seconds=round(time.monotonic() - began, 4),
+                request_id=request_id(request),
+            )

@@ -9,7 +9,7 @@ import base64
 import functools
 import io
 import socket
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -66,10 +66,11 @@ class Limits:
 _BROKEN: Final = (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, OSError, TimeoutError)
 _MAX_UNREAD_ANSWERS: Final = 4
 
-_NAPS_SECONDS: Final = (0.006, *(0.002,) * 10, *(0.005,) * 10)
+_FIRST_NAP_SECONDS: Final = 0.008
+_NAP_SHARE: Final = 0.2
 _LONGEST_NAP_SECONDS: Final = 0.02
-"""Between two tries to connect. A guest listens some 15 ms after its start, never much sooner; and each try costs both
-ends about 0.2 ms of a processor, which the one that is starting could do with."""
+"""Between two tries to connect: a share of the time waited so far. A guest listens some 15 ms after its start, seldom
+sooner; and each try costs both ends some 0.2 ms of a processor, which the one that is starting could do with."""
 _FIRST_TRY_SECONDS: Final = 0.25
 _LONGEST_TRY_SECONDS: Final = 4.0
 """A packet sent before the sentry's network is up is lost, and TCP sends the next a second later: rather try anew.
@@ -106,25 +107,28 @@ class HttpGuest:
 
     async def listening(self) -> None:
         patience = _FIRST_TRY_SECONDS
-        naps = iter(_NAPS_SECONDS)
+        began = asyncio.get_running_loop().time()
         while True:
             with self._open_socket() as probe:
                 try:
                     async with asyncio.timeout(patience):
-                        await self._connected(probe, naps)
+                        await self._connected(probe, began)
                 except (OSError, TimeoutError):
                     patience = min(patience * 1.5, _LONGEST_TRY_SECONDS)
+                    await asyncio.sleep(_FIRST_NAP_SECONDS)
                 else:
                     return
 
-    async def _connected(self, probe: socket.socket, naps: Iterator[float]) -> None:
+    async def _connected(self, probe: socket.socket, began: float) -> None:
         """Connect, and again while that is refused: the same socket can."""
         loop = asyncio.get_running_loop()
         while True:
             try:
                 return await loop.sock_connect(probe, (self._url.host, self._url.port))
             except ConnectionRefusedError:
-                await asyncio.sleep(next(naps, _LONGEST_NAP_SECONDS))
+                waited = loop.time() - began
+                nap = max(_FIRST_NAP_SECONDS - waited, _NAP_SHARE * waited)
+                await asyncio.sleep(min(nap, _LONGEST_NAP_SECONDS))
 
     async def health(self, timeout_seconds: float = 5) -> Health:
         return parse_health(await self._json("GET", "health", seconds=timeout_seconds))

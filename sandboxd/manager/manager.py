@@ -145,7 +145,8 @@ class Manager:
             if runner.life.over.is_set():
                 return self.report(runner.life)
         life = runner.life
-        await life.settled.wait()
+        with life.awaited():
+            await life.settled.wait()
         if life.start_problem is not None:
             raise life.start_problem
         if life.state in TERMINAL:
@@ -296,7 +297,6 @@ class Manager:
         life = Life(record, parts, self.tools.clock, SandboxState.STARTING)
         runner = Runner(life, self.tools)
         self.take_on(runner, runner.run_new(self._line, request.deadline_seconds))
-        self.changes.mark(sandbox_id)
         return runner
 
     def _known(self, sandbox_id: str) -> Runner:

@@ -1,7 +1,8 @@
 """What is known of one sandbox while the agent has it: record, state, parts, and the report made of them."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -73,6 +74,8 @@ class Life:
         self.usage: RuntimeUsage | None = None
         self.leftover = False
         """Something could not be undone; the manager goes on trying."""
+        self.awaiting = 0
+        """Callers who are told at once, by the answer to their own call, how the start went."""
         self._clock = clock
         if state is not SandboxState.STARTING:
             self.settled.set()
@@ -92,6 +95,15 @@ class Life:
         if state is not self.state:
             require_legal(self.state, state)
             self.state = state
+
+    @contextmanager
+    def awaited(self) -> Generator[None]:
+        """Wait inside for the start."""
+        self.awaiting += 1
+        try:
+            yield
+        finally:
+            self.awaiting -= 1
 
     def begin_end(self, cause: Cause) -> None:
         """Let its end begin; only the first cause counts."""

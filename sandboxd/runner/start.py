@@ -38,7 +38,8 @@ async def start(life: Life, tools: Tools, line: asyncio.Semaphore, deadline_seco
     # From here on it is a running sandbox, also if its end was asked for while the last write was under way.
     life.move(SandboxState.RUNNING)
     life.settled.set()
-    tools.changed(life.id)
+    if not life.awaiting:
+        tools.changed(life.id)  # else it would be said twice; should the answer get lost, the next full report says it
     _log.info("sandbox running", sandbox_id=life.id, seconds=round(loop.time() - began, 3))
     return None
 
