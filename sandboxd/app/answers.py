@@ -29,6 +29,9 @@ def json_bytes(value: BaseModel | dict[str, Any]) -> bytes:
     return value.__pydantic_serializer__.to_json(value) if isinstance(value, BaseModel) else to_json(value)
 
 
+_CLIENT_GONE: Final = 499
+
+
 def request_id(request: web.Request) -> str:
     """Return the id the api gave this request, or a fresh one."""
     given = request.headers.get(REQUEST_ID_HEADER, "")
@@ -58,7 +61,8 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
             answer.headers["Allow"] = error.headers["Allow"]
         return answer
     except ConnectionError:
-        raise
+        # The client has gone: nothing to say, and nobody to say it to. Raised on, the server would log it as a fault.
+        return web.Response(status=_CLIENT_GONE)
     except Exception:  # noqa: BLE001 - the last resort: logged, and answered as a fault of ours
         _log.exception("request failed", method=request.method, path=request.path)
         return problem_answer(ProblemError("internal", "This is a fault of the service."), request)
