@@ -67,14 +67,14 @@ class Upkeep:
         if free >= self._watermark_mib:
             return
         alive = {each: runner for each, runner in manager.runners.items() if runner.life.cause is None}
-        written = await asyncio.to_thread(lambda: {each: self._host.written_mib(each) for each in alive})
-        most = max(written, key=lambda each: written[each], default=None)
+        written = await asyncio.to_thread(self._host.written_mib)
+        most = max(alive, key=lambda each: written.get(each, 0), default=None)
         if most is None:
             _log.error("disk below its watermark, and no sandbox to stop", free_mib=free)
             return
         self._victim = alive[most].life
-        message = f"The node had {free} MiB of disk left, and it had written most: {written[most]} MiB."
-        _log.warning("disk below its watermark", free_mib=free, sandbox_id=most, written_mib=written[most])
+        message = f"The node had {free} MiB of disk left, and it had written most: {written.get(most, 0)} MiB."
+        _log.warning("disk below its watermark", free_mib=free, sandbox_id=most, written_mib=written.get(most, 0))
         alive[most].stop(SandboxReason.NODE_DISK_FULL, grace_seconds=0, message=message)
 
     async def _clear_leftovers(self, manager: Manager) -> None:
