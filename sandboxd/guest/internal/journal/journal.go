@@ -8,7 +8,10 @@ import (
 	"time"
 )
 
-const limitBytes = 256 * 1024
+const (
+	limitBytes = 256 * 1024
+	lineBytes  = 4096
+)
 
 var (
 	mu   sync.Mutex
@@ -17,12 +20,12 @@ var (
 
 // Note appends one line. It must never be given environment values, input or tokens.
 func Note(format string, arguments ...any) {
-	line := time.Now().UTC().Format("2006-01-02T15:04:05.000Z ") + fmt.Sprintf(format, arguments...) + "\n"
+	said := fmt.Sprintf(format, arguments...)
+	line := time.Now().UTC().Format("2006-01-02T15:04:05.000Z ") + said[:min(len(said), lineBytes)] + "\n"
 	mu.Lock()
 	defer mu.Unlock()
 	if len(text)+len(line) > limitBytes {
-		drop := min(len(text), max(limitBytes/4, len(line)))
-		rest := text[drop:]
+		rest := text[min(len(text), limitBytes/4):]
 		if end := bytes.IndexByte(rest, '\n'); end >= 0 {
 			rest = rest[end+1:]
 		}
