@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import to_json
 
 from sandboxd.app.answers import json_answer, json_bytes, negotiate
+from sandboxd.app.bounds import Bounds, Hold
 from sandboxd.app.paging import page_of
 from sandboxd.app.query import Query
 from sandboxd.contract.frames import MEDIA_TYPE as FRAMES
@@ -53,6 +54,7 @@ BODY_IDLE_SECONDS: Final = 30.0
 _RENDERS: Final[dict[str, Render]] = {NDJSON: as_ndjson, EVENT_STREAM: as_server_events, FRAMES: as_frames}
 _EVENT_ID: Final = re.compile(r"([0-9]{1,19})(:end)?", re.ASCII)
 _KEY: Final = re.compile(r"[\x20-\x7e]{1,255}")
+_HOLD: Final = web.RequestKey("hold", Hold)
 _Model = TypeVar("_Model", bound=BaseModel)
 _Handler = Callable[["_Call"], Awaitable[web.StreamResponse]]
 
@@ -82,14 +84,17 @@ def routes(
     sandboxes: Sandboxes, *, now: Callable[[], datetime] = _utc_now, random_bytes: RandomBytes = os.urandom
 ) -> list[web.AbstractRouteDef]:
     """Return the routes of `/v1/sandboxes/{id}/run`, `…/processes…` and `…/files`. Handlers raise ProblemError."""
+    bounds = Bounds()
 
     def on(method: str, path: str, handler: _Handler) -> web.AbstractRouteDef:
         async def handle(request: web.Request) -> web.StreamResponse:
             sandbox_id = request.match_info["sandbox_id"]
             if not is_id("sbx", sandbox_id):
                 raise ProblemError("sandbox_not_found", f"No such sandbox: {sandbox_id[:64]!r}")
-            async with sandboxes.use(sandbox_id) as sandbox:
-                return await handler(_Call(request, sandbox, now, random_bytes))
+            with bounds.call(sandbox_id) as hold:
+                request[_HOLD] = hold
+                async with sandboxes.use(sandbox_id) as sandbox:
+                    return await handler(_Call(request, sandbox, now, random_bytes))
 
         return web.route(method, "/v1/sandboxes/{sandbox_id}" + path, handle)
 
@@ -324,6 +329,7 @@ async def _read(request: web.Request, max_bytes: int, hint: str) -> bytes:
     parts: list[bytes] = []
     size = 0
     async for data in _chunks(request):
+        request[_HOLD].take(len(data))
         parts.append(data)
         size += len(data)
         if size > max_bytes:

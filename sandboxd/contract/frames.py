@@ -9,6 +9,7 @@
 
 import json
 import struct
+import sys
 from collections.abc import Iterator
 from enum import IntEnum
 from typing import Any, Final, NamedTuple
@@ -142,15 +143,16 @@ class Decoder:
         """Bytes of an incomplete frame held back."""
         return len(self._rest)
 
-    def cut(self, data: bytes) -> Batch:
+    def cut(self, data: bytes, most: int = sys.maxsize) -> Batch:
         """Return every frame completed by `data`. Raises FrameError on a length beyond the limit.
 
+        `most`: no more than so many now; `cut(b"")` returns the next ones.
         Payloads are not copied one by one: at most one copy of `data` is made, to join it with what was held back.
         """
         whole = self._rest + data if self._rest else data
         heads: list[Head] = []
         position, end = 0, len(whole)
-        while end - position >= HEADER_BYTES:
+        while end - position >= HEADER_BYTES and len(heads) < most:
             kind, flags, reserved, length, seq, time_us = _HEADER.unpack_from(whole, position)
             if length > self._max_payload:
                 msg = f"frame payload of {length} bytes is beyond {self._max_payload}"

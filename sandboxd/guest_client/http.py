@@ -33,6 +33,7 @@ from sandboxd.guest_client.base import (
     InitResult,
     Started,
 )
+from sandboxd.guest_client.pace import STEP_FRAMES, Pace
 from sandboxd.guest_client.wire import parse_health, parse_init_result, parse_object, parse_problem, render_init
 
 MAX_CONNECTIONS: Final = 200
@@ -104,6 +105,7 @@ class HttpGuest:
         self._open_socket = open_socket
         self._opened: aiohttp.ClientSession | None = None
         self._closed = False
+        self._pace = Pace()
 
     async def listening(self) -> None:
         patience = _FIRST_TRY_SECONDS
@@ -406,7 +408,9 @@ class HttpGuest:
 
     def _stream(self, response: aiohttp.ClientResponse, silence_seconds: float, *, follow: bool) -> "_Stream":
         settle_seconds = self._limits.settle_seconds
-        return _Stream(response, silence_seconds=silence_seconds, settle_seconds=settle_seconds, follow=follow)
+        return _Stream(
+            response, self._pace, silence_seconds=silence_seconds, settle_seconds=settle_seconds, follow=follow
+        )
 
     async def _body_object(self, response: aiohttp.ClientResponse, max_bytes: int | None = None) -> dict[str, Any]:
         return parse_object(await self._body(response, max_bytes or self._limits.json_bytes))
@@ -435,9 +439,17 @@ class _Stream:
     """Frames of one response: whole ones only, each within a time."""
 
     def __init__(
-        self, response: aiohttp.ClientResponse, *, silence_seconds: float, settle_seconds: float, follow: bool
+        self,
+        response: aiohttp.ClientResponse,
+        pace: Pace,
+        *,
+        silence_seconds: float,
+        settle_seconds: float,
+        follow: bool,
     ) -> None:
         self._response = response
+        self._pace = pace
+        self._more_held = False
         self._silence_seconds = silence_seconds
         self._settle_seconds = settle_seconds
         self._follow = follow
@@ -473,14 +485,23 @@ class _Stream:
 
     async def _read(self) -> Batch:
         """Read until there is a whole frame. A frame that trickles in counts as silence."""
+        batch = await self._cut()
+        if pause := self._pace.take(len(batch.heads), asyncio.get_running_loop().time()):
+            await asyncio.sleep(pause)
+        elif self._more_held:
+            await asyncio.sleep(0)
+        return batch
+
+    async def _cut(self) -> Batch:
         content = self._response.content
         try:
             async with asyncio.timeout(self._silence_seconds):
                 while True:
-                    data = await content.readany()
-                    if not data:
+                    data = b"" if self._more_held else await content.readany()
+                    if not data and not self._more_held:
                         raise GuestUnreachableError("the stream broke off before its end")
-                    batch = self._decoder.cut(data)
+                    batch = self._decoder.cut(data, STEP_FRAMES)
+                    self._more_held = len(batch.heads) == STEP_FRAMES
                     if batch.heads:
                         return batch
         except FrameError as error:

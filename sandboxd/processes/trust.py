@@ -21,6 +21,8 @@ MAX_TIME_US: Final = 253_402_300_799_000_000
 """The last microseconds that RFC 3339 can write."""
 
 HEAD_BYTES: Final = 65_536
+_LOST_BYTES: Final = 1024
+"""What is read of a frame that may come again and again is short."""
 
 _Count = Annotated[int, Field(ge=0, le=MAX_SEQ)]
 _Id = Annotated[int, Field(ge=0, le=2**32 - 1)]
@@ -212,7 +214,7 @@ class StreamCheck:
         match head.kind:
             case FrameKind.KEEPALIVE if head.length == 0:
                 return Keepalive(head.seq)
-            case FrameKind.LOST:
+            case FrameKind.LOST if head.length <= _LOST_BYTES:
                 lost = _payload(batch, head).get("lost_bytes")
                 if type(lost) is not int or not 0 < lost <= MAX_SEQ:
                     raise GuestError("a lost frame without lost_bytes")
