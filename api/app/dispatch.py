@@ -6,9 +6,11 @@ a call and path parameters, goes to FastAPI, which also words what is no route a
 
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
+from inspect import iscoroutinefunction
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 from starlette.requests import Request
 from starlette.responses import Response
@@ -28,7 +30,8 @@ class _Operation:
     parameters: tuple[tuple[str, int], ...]
     """Names of the parameters and where they stand."""
     argument: str
-    authenticate: Callable[[Request], Awaitable[Any]]
+    """The name of what the endpoint is given: a call, or the bare request."""
+    authenticate: Callable[[Request], Awaitable[Any]] | None
     endpoint: Callable[..., Awaitable[Response]]
 
     def fits(self, segments: list[str]) -> bool:
@@ -67,7 +70,8 @@ class Dispatcher:
         request = Request(scope, receive, send)
         arguments: dict[str, Any] = {name: segments[place] for name, place in operation.parameters}
         try:
-            arguments[operation.argument] = await operation.authenticate(request)
+            given = operation.authenticate
+            arguments[operation.argument] = request if given is None else await given(request)
             answer = await operation.endpoint(**arguments)
         except ProblemError as error:
             answer = problem_answer(request, error)
@@ -80,12 +84,20 @@ def _operation(route: BaseRoute) -> _Operation | None:
         return None
     needs = route.dependant
     others = (needs.query_params, needs.header_params, needs.cookie_params, needs.body_params)
-    if any(others) or needs.request_param_name is not None or len(needs.dependencies) != 1:
-        return None
-    call = needs.dependencies[0]
-    if call.name is None or call.call is None:
+    found = _argument(needs)
+    if any(others) or found is None or not iscoroutinefunction(route.endpoint):
         return None
     segments = tuple(None if part.startswith("{") else part for part in route.path.split("/"))
     names = {f"{{{field.name}}}": field.name for field in needs.path_params}
     places = tuple((names[part], place) for place, part in enumerate(route.path.split("/")) if part in names)
-    return _Operation(segments, places, call.name, call.call, route.endpoint)
+    return _Operation(segments, places, *found, route.endpoint)
+
+
+def _argument(needs: Dependant) -> tuple[str, Callable[[Request], Awaitable[Any]] | None] | None:
+    """Return the one thing a route needs besides parameters, and what makes it; None if it is not just one."""
+    if needs.request_param_name is not None:
+        return None if needs.dependencies else (needs.request_param_name, None)
+    if len(needs.dependencies) != 1:
+        return None
+    [call] = needs.dependencies
+    return None if call.name is None or call.call is None else (call.name, call.call)

@@ -2,7 +2,7 @@
 
 from typing import Any, Final, cast
 
-from fastapi import FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
@@ -66,8 +66,7 @@ def public_app() -> PublicApp:
         generate_unique_id_function=lambda route: route.name,
     )
     _handle_problems(app)
-    for router in _ROUTERS:
-        app.include_router(router)
+    _include(app, _ROUTERS)
     return app
 
 
@@ -75,14 +74,18 @@ def internal_app(*, reports: bool) -> FastAPI:
     """Build the app of the internal socket, or, without `reports`, of the metrics listener."""
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     _handle_problems(app)
-    app.include_router(service.internal)
-    if reports:
-        app.include_router(node_reports.router)
+    _include(app, (service.internal, node_reports.router) if reports else (service.internal,))
     return app
+
+
+def _include(app: FastAPI, routers: tuple[APIRouter, ...]) -> None:
+    app.state.routers = routers
+    for router in routers:
+        app.include_router(router)
 
 
 def on(platform: Platform, app: FastAPI) -> ASGIApp:
     """Give an app its platform and its outermost layer."""
     app.state.platform = platform
-    routes = [route for router in _ROUTERS for route in router.routes] if isinstance(app, PublicApp) else []
+    routes = [route for router in app.state.routers for route in router.routes]
     return Edge(Dispatcher(app, routes), platform.metrics, platform.sources.random_bytes)

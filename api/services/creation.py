@@ -225,7 +225,7 @@ def _deadline(platform: Platform) -> int:
 
 def _row(platform: Platform, caller: Caller, body: SandboxRequest, spec: SandboxSpec, *, one_shot: bool) -> Sandbox:
     now_us = platform.sources.now_us()
-    return Sandbox(
+    return Sandbox.model_construct(
         id=new_id("sbx", platform.sources.random_bytes),
         project_id=caller.project_id,
         key_id=caller.key_id,
@@ -262,6 +262,7 @@ def _launch(platform: Platform, start: Start) -> Begun:
 
 def _launched(platform: Platform, sandbox_id: str) -> None:
     platform.starting.pop(sandbox_id, None)
+    platform.overtaken.discard(sandbox_id)
     platform.changes.notify(sandbox_id)
 
 
@@ -335,17 +336,35 @@ def _forget(connection: Connection, start: Start) -> None:
 
 
 async def _started(platform: Platform, start: Start, report: SandboxReport) -> Outcome:
+    """Answer what the node said.
+
+    The promise is on record, so the answer need not wait until this is too: whoever asks the database next sees it,
+    and an api that dies in between learns it from the node again.
+    """
     sandbox = start.sandbox
+    now_us = platform.sources.now_us()
     platform.fleet.saw([report])
-    applied = await platform.database.write(_settle, start, report, platform.sources.now_us())
+    settling = platform.database.write_soon(_settle, start, report, now_us)
+    running = store.as_reported(sandbox, report, now_us)
+    if running is None or running.ended_at is not None or sandbox.id in platform.overtaken:
+        current = await _settled(platform, start, settling)
+        if current.ended_at is not None:
+            return await _ended(platform, start)
+        return Outcome(current, ended_problem(current) if current.desired_state == DesiredState.STOPPED else None)
+    platform.fleet.note(running)
+    reports.know(platform, sandbox.node_id, report)
+    platform.background.start(_settled(platform, start, settling))
+    return Outcome(running)
+
+
+async def _settled(platform: Platform, start: Start, settling: asyncio.Future[Applied]) -> Sandbox:
+    """Wait until the node's answer is on record; stop what somebody has asked to stop meanwhile."""
+    applied = await settling
     reports.note(platform, applied)
-    current = applied.sandbox or sandbox
-    if current.ended_at is not None:
-        return await _ended(platform, start)
-    if current.desired_state == DesiredState.STOPPED:
+    current = applied.sandbox or start.sandbox
+    if current.ended_at is None and current.desired_state == DesiredState.STOPPED:
         platform.background.start(stopping.stop(platform, current, grace_seconds=0))
-        return Outcome(current, ended_problem(current))
-    return Outcome(current)
+    return current
 
 
 def _settle(connection: Connection, start: Start, report: SandboxReport, now_us: int) -> Applied:

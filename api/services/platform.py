@@ -48,5 +48,7 @@ class Platform:
     run_results: RunResults = field(default_factory=RunResults)
     starting: dict[str, asyncio.Task[Any]] = field(default_factory=dict[str, asyncio.Task[Any]])
     """Sandboxes a node is being asked to start."""
+    overtaken: set[str] = field(default_factory=set[str])
+    """Sandboxes somebody has asked to stop while they were being started."""
     stopping: set[str] = field(default_factory=set[str])
     """Sandboxes a node is being asked to stop."""

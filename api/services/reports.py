@@ -109,18 +109,23 @@ def _signature(report: SandboxReport) -> tuple[object, ...]:
     return (report.state, report.reason, report.message, report.generation, report.exit_code, report.user, expires)
 
 
+def know(platform: Platform, node_id: str, report: SandboxReport) -> None:
+    """Remember that a report is on record, or on its way there: the same again is no news."""
+    if (member := platform.fleet.members.get(node_id)) is not None:
+        member.applied[report.id] = _signature(report)
+        member.missing.pop(report.id, None)
+
+
 async def apply(platform: Platform, node_id: str, reports: Sequence[SandboxReport]) -> list[Applied]:
     """Write down what a node says of sandboxes, and wake who waits."""
     if not reports:
         return []
     now_us = platform.sources.now_us()
     applied = await platform.database.write(store.apply_reports_any_project, node_id, reports, now_us)
-    member = platform.fleet.members.get(node_id)
     for report, row in zip(reports, applied, strict=True):
         note(platform, row)
-        if member is not None and row.verdict in {"changed", "same"}:
-            member.applied[report.id] = _signature(report)
-            member.missing.pop(report.id, None)
+        if row.verdict in {"changed", "same"}:
+            know(platform, node_id, report)
     return applied
 
 

@@ -39,12 +39,19 @@ async def delete(
     sandbox = await platform.database.write(
         store.ask_stop, caller.project_id, sandbox_id, now_us=platform.sources.now_us(), match=match
     )
-    platform.fleet.note(sandbox)
-    platform.changes.notify(sandbox_id)
+    _asked(platform, sandbox)
     if sandbox.ended_at is not None:
         return sandbox
     platform.background.start(stop(platform, sandbox, grace_seconds=grace_seconds))
     return await wait_until(platform, sandbox, lambda row: row.ended_at is not None, seconds=wait_seconds)
+
+
+def _asked(platform: Platform, sandbox: Sandbox) -> None:
+    """Let everybody know that it shall stop."""
+    platform.fleet.note(sandbox)
+    if sandbox.id in platform.starting:
+        platform.overtaken.add(sandbox.id)
+    platform.changes.notify(sandbox.id)
 
 
 async def delete_matching(
@@ -61,8 +68,7 @@ async def delete_matching(
             store.ask_stop_matching, caller.project_id, wanted, limit=_BATCH, now_us=platform.sources.now_us()
         ):
             for sandbox in asked:
-                platform.fleet.note(sandbox)
-                platform.changes.notify(sandbox.id)
+                _asked(platform, sandbox)
             platform.background.start(_stop_all(platform, asked))
             if len(asked) < _BATCH:
                 break

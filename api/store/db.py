@@ -74,6 +74,7 @@ class Database:
         self._local = threading.local()
         self._connections: list[Connection] = []
         self._closed = False
+        self._handed_in: asyncio.Future[Any] | None = None
 
     @property
     def engine(self) -> Engine:
@@ -84,16 +85,33 @@ class Database:
         self._writer.start()
 
     async def write(self, work: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run `work` in a transaction and return its value once that is on disk."""
+        """Run `work` in a transaction and return its value once that is committed."""
+        return await self._put(lambda connection: work(connection, *args, **kwargs))
+
+    def write_soon(
+        self, work: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> asyncio.Future[T]:
+        """Hand `work` in and return what will be its value. Whatever is written or read after this sees its effect."""
+        future = self._put(lambda connection: work(connection, *args, **kwargs))
+        self._handed_in = future
+        return future
+
+    def _put(self, work: Callable[[Connection], T]) -> asyncio.Future[T]:
         if self._closed:
             raise ProblemError("shutting_down", "The api is shutting down.", retry_after_seconds=1)
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
-        self._queue.put(_Job(lambda connection: work(connection, *args, **kwargs), future, loop))
-        return await future
+        self._queue.put(_Job(work, future, loop))
+        return future
 
     async def read(self, work: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run `work`, which only reads, on what has been committed. Statements of it may see different commits."""
+        handed_in = self._handed_in
+        if handed_in is not None:
+            if not handed_in.done():
+                await asyncio.wait({handed_in})
+            if self._handed_in is handed_in:
+                self._handed_in = None
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._readers, lambda: self._read(lambda c: work(c, *args, **kwargs)))
 

@@ -6,9 +6,10 @@ State moves only here, and only along the contract's table.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from typing import Any, Final, Literal, NamedTuple
 
-from sqlalchemy import Connection, Row, and_, bindparam, delete, func, insert, or_, select, update
+from sqlalchemy import Connection, Row, Update, and_, bindparam, delete, func, insert, or_, select, update
 
 from api.errors import NameTakenError, SandboxNotFoundError
 from api.store.tables import SANDBOXES, Sandbox
@@ -127,14 +128,25 @@ def _conditions(wanted: Filter) -> list[Any]:
     return conditions
 
 
+@cache
+def _setting(columns: tuple[str, ...]) -> Update:
+    """Return the statement that sets these columns. There are few combinations, and building one costs more than it."""
+    return (
+        update(SANDBOXES)
+        .where(
+            _c.id == bindparam("p_id"),
+            _c.state == bindparam("p_state"),
+            _c.generation == bindparam("p_generation"),
+        )
+        .values({name: bindparam(f"v_{name}") for name in columns})
+    )
+
+
 def _update(connection: Connection, sandbox: Sandbox, changes: Mapping[str, Any]) -> Sandbox:
     """Write `changes` if the row is still as read. The single writer makes that certain; elsewhere it is checked."""
-    statement = (
-        update(SANDBOXES)
-        .where(_c.id == sandbox.id, _c.state == sandbox.state, _c.generation == sandbox.generation)
-        .values(**changes)
-    )
-    if connection.execute(statement).rowcount != 1:
+    values: dict[str, Any] = {f"v_{name}": value for name, value in changes.items()}
+    values |= {"p_id": sandbox.id, "p_state": sandbox.state, "p_generation": sandbox.generation}
+    if connection.execute(_setting(tuple(changes)), values).rowcount != 1:
         raise ProblemError("operation_in_progress", f"Sandbox {sandbox.id} has just changed.", retry_after_seconds=0.1)
     return sandbox.model_copy(update=dict(changes))
 
@@ -289,6 +301,12 @@ def _apply(connection: Connection, node_id: str, report: SandboxReport, now_us: 
     changed = _update(connection, sandbox, changes) if changes else sandbox
     verdict = "ended" if ended else "changed" if changes else "same"
     return Applied(report.id, verdict, changed)
+
+
+def as_reported(sandbox: Sandbox, report: SandboxReport, now_us: int) -> Sandbox | None:
+    """Return the record as it is once a report has been applied to it; None where that changes nothing."""
+    changes = _observed(sandbox, report, now_us)
+    return sandbox.model_copy(update=changes) if changes else None
 
 
 def _observed(sandbox: Sandbox, report: SandboxReport, now_us: int) -> dict[str, Any] | None:

@@ -3,6 +3,8 @@
 import ast
 import asyncio
 import os
+import subprocess
+import sys
 import time
 from collections.abc import AsyncGenerator
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import IntegrityError
 
@@ -18,9 +21,10 @@ from api.errors import NameTakenError, SandboxNotFoundError
 from api.store import idempotency, identity, sandboxes
 from api.store.db import Database
 from api.store.idempotency import Key
-from api.store.migrate import migrate
+from api.store.migrate import HEAD, migrate
 from api.store.sandboxes import Filter
 from api.store.tables import METADATA, SANDBOXES, Project, Sandbox
+from api.store.upgrade import SCRIPTS
 from sandboxd.contract.ids import new_id
 from sandboxd.contract.messages import SandboxReport
 from sandboxd.contract.problems import ProblemError
@@ -87,6 +91,22 @@ async def test_migrating_again_changes_nothing(database: Database) -> None:
     assert len(await database.read(sandboxes.taken_by_any_project, NODE)) == 0
 
 
+def test_the_newest_migration_is_the_one_that_is_looked_for() -> None:
+    assert ScriptDirectory(str(SCRIPTS)).get_heads() == [HEAD]
+
+
+def test_an_api_whose_database_is_up_to_date_starts_without_the_tool_of_migrations() -> None:
+    program = "import sys, api.app.server; sys.exit('alembic' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+async def test_what_is_read_sees_what_was_handed_in_before(database: Database) -> None:
+    sandbox = a_sandbox()
+    promised = database.write_soon(sandboxes.insert_new, ONE, sandbox, or_existing=False)
+    assert (await database.read(sandboxes.get, ONE, sandbox.id)).id == sandbox.id
+    assert (await promised).created
+
+
 def test_store_functions_take_the_project_first_or_say_so() -> None:
     seen = 0
     for path in sorted(STORE.glob("*.py")):
@@ -94,7 +114,7 @@ def test_store_functions_take_the_project_first_or_say_so() -> None:
             if not isinstance(function, ast.FunctionDef) or function.name.startswith("_"):
                 continue
             names = [argument.arg for argument in function.args.args]
-            if "connection" not in names or path.name in {"db.py", "migrate.py"}:
+            if "connection" not in names or path.name in {"db.py", "upgrade.py"}:
                 continue
             seen += 1
             assert names[0] == "connection", (path.name, function.name)

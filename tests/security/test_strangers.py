@@ -24,6 +24,7 @@ PUBLIC: Final = {("get", "/healthz"), ("get", "/readyz"), ("get", "/errors/{code
 OF_THE_CALLER: Final = {
     ("post", "/v1/sandboxes"),
     ("get", "/v1/sandboxes"),
+    ("post", "/v1/sandboxes/delete"),
     ("post", "/v1/run"),
     ("get", "/v1/me"),
 }
