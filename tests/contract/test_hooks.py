@@ -156,7 +156,7 @@ async def test_the_environment_goes_to_the_guest_and_is_dropped(bench: Bench) ->
     await bench.hooks["guest"].prepare(bench.parts)
     told = bench.world.host_world.guests[bench.parts.sandbox_id].initialized_by
     assert told is not None
-    assert told.env == {"SECRET": "hunter2"}
+    assert told.env == {"SECRET": "hunter2", "SANDLOT_SANDBOX_ID": bench.parts.sandbox_id}
     assert bench.parts.env == {}
     assert "hunter2" not in repr(bench.parts)
 
