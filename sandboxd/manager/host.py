@@ -66,27 +66,27 @@ class LinuxHost:
 
     def written_mib(self) -> dict[str, int]:
         # The sentry's file has no name any more, so only the descriptors of live processes lead to it.
-        found: dict[tuple[int, int], tuple[str, int]] = {}
+        sandbox_ids = {each.name for each in self._upper_dir.iterdir()}
+        found: dict[int, tuple[str, int]] = {}
         for process in os.scandir("/proc"):
             if process.name.isdecimal():
-                found |= self._open_files(Path(process.path, "fd"))
+                found |= self._open_files(Path(process.path, "fd"), sandbox_ids)
         written: dict[str, int] = {}
         for sandbox_id, size in found.values():
             written[sandbox_id] = written.get(sandbox_id, 0) + size
         return {sandbox_id: size // _MIB for sandbox_id, size in written.items()}
 
-    def _open_files(self, descriptors: Path) -> dict[tuple[int, int], tuple[str, int]]:
-        """Return whose each open file below the upper directory is, and what it takes, by device and inode."""
-        found: dict[tuple[int, int], tuple[str, int]] = {}
-        below = f"{os.path.realpath(self._upper_dir)}/"
+    def _open_files(self, descriptors: Path, sandbox_ids: set[str]) -> dict[int, tuple[str, int]]:
+        """Return whose each open file in the upper directories is, and what it takes, by inode."""
+        found: dict[int, tuple[str, int]] = {}
+        disk = self._upper_dir.stat().st_dev
         with suppress(OSError):  # it ended meanwhile: what it held is given back
             for each in descriptors.iterdir():
                 with suppress(OSError):
-                    target = str(each.readlink())
-                    if target.startswith(below):
-                        status = each.stat()
-                        sandbox_id = target.removeprefix(below).partition("/")[0]
-                        found[status.st_dev, status.st_ino] = (sandbox_id, status.st_blocks * _BLOCK_BYTES)
+                    # In another mount namespace the path may begin anywhere; where it ends is enough.
+                    sandbox_id = each.readlink().parent.name
+                    if sandbox_id in sandbox_ids and (status := each.stat()).st_dev == disk:
+                        found[status.st_ino] = (sandbox_id, status.st_blocks * _BLOCK_BYTES)
         return found
 
     def _meminfo_mib(self, name: str) -> int:
