@@ -52,6 +52,8 @@ class Call:
             raise ProblemError(
                 "unsupported_media_type", f"The body is {given[:100]!r}.", hint="Send Content-Type: application/json."
             )
+        if self.request.headers.get("content-encoding", "identity").lower() != "identity":
+            raise ProblemError("unsupported_media_type", "This body cannot be sent compressed.", hint="Send it plain.")
         raw = await self._read(limit) or b"{}"
         try:
             return model.model_validate_json(raw), raw

@@ -1,6 +1,8 @@
-"""Checks for what an instance left behind while no launcher of it runs."""
+"""Checks for what an instance left behind while neither a launcher nor a node agent of it runs."""
 
+import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 from infra import residue
 from infra.config import LauncherConfig
@@ -10,7 +12,18 @@ from infra.launcher import lock
 
 def checks(config: LauncherConfig) -> Iterator[Finding]:
     found = residue.find(config.instance, [config.run_dir, config.data_dir / "upper"])
-    yield leftovers(found, up=lock.holder(config.lock_path) is not None)
+    yield leftovers(found, up=lock.holder(config.lock_path) is not None or listens(config.node_socket))
+
+
+def listens(path: Path) -> bool:
+    """Tell whether a program listens at a unix socket: a node agent may run without a launcher."""
+    with socket.socket(socket.AF_UNIX) as asking:
+        asking.settimeout(1)
+        try:
+            asking.connect(str(path))
+        except OSError:
+            return False
+        return True
 
 
 def leftovers(found: set[residue.Residue], *, up: bool) -> Finding:

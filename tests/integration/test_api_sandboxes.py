@@ -74,6 +74,12 @@ async def test_bad_input_names_its_place(stand: Stand, body: dict[str, Any], pat
     assert stand.node.ensures == []
 
 
+async def test_a_compressed_body_is_refused(stand: Stand) -> None:
+    sent = await stand.root.call("POST", "/v1/sandboxes", {}, headers={"Content-Encoding": "gzip"})
+    assert sent.expect(415)["code"] == "unsupported_media_type"
+    assert stand.node.ensures == []
+
+
 @pytest.mark.parametrize(
     ("body", "feature"),
     [

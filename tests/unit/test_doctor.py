@@ -1,4 +1,5 @@
 import json
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -95,3 +96,14 @@ def test_report_status(
 def test_doctor_sees_this_machine() -> None:
     broken = [finding for finding in doctor.examine(LauncherConfig()) if "the check broke" in finding.fact]
     assert not broken
+
+
+def test_a_node_agent_without_a_launcher_is_up(tmp_path: Path) -> None:
+    path = tmp_path / "node.sock"
+    assert not leftovers.listens(path)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        assert not leftovers.listens(path)
+        listener.listen()
+        assert leftovers.listens(path)
+    assert not leftovers.listens(path)
