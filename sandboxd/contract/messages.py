@@ -1,13 +1,18 @@
 """What the api asks of a node and what a node reports."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, StringConstraints
 
 from sandboxd.contract.ids import ImageId, NodeId, SandboxId
-from sandboxd.contract.processes import Open, PathText, Strict, Time, UserName
+from sandboxd.contract.processes import MAX_TIMEOUT_SECONDS, Open, PathText, Strict, Time, UserName
 from sandboxd.contract.reasons import SandboxReason
 from sandboxd.contract.states import SandboxState
+
+Ordinal = Annotated[int, Field(le=2**53)]
+# Numbers without a bound would end the node agent where they meet a clock or the ledger.
+Seconds = Annotated[int, Field(le=MAX_TIMEOUT_SECONDS)]
+HostName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9]([A-Za-z0-9-]{0,62})$")]
 
 
 class Resources(Strict):
@@ -40,11 +45,11 @@ class SandboxSpec(Strict):
     env: dict[str, str] = Field(default_factory=dict)
     user: UserName | None = None
     cwd: PathText | None = None
-    hostname: str = "sandbox"
+    hostname: HostName = "sandbox"
     resources: Resources = Resources()
     egress: EgressSpec = EgressSpec(mode="blocked")
-    timeout_seconds: int | None = Field(default=3600, ge=1)
-    idle_timeout_seconds: int | None = Field(default=None, ge=10)
+    timeout_seconds: Seconds | None = Field(default=3600, ge=1)
+    idle_timeout_seconds: Seconds | None = Field(default=None, ge=10)
     idle_ignores_processes: bool = False
 
 
@@ -55,8 +60,8 @@ class EnsureSandbox(Strict):
     the node's own: both mean that somebody newer has decided since.
     """
 
-    generation: int = Field(ge=1)
-    epoch: int = Field(ge=0)
+    generation: Ordinal = Field(ge=1)
+    epoch: Ordinal = Field(ge=0)
     deadline_seconds: float = Field(gt=0, le=300)
     """Time the node has to bring it to `running`; past it everything is undone."""
     spec: SandboxSpec
@@ -65,13 +70,13 @@ class EnsureSandbox(Strict):
 class PatchSandbox(Strict):
     """Body of `PATCH /node/v1/sandboxes/{id}`. Only the fields that are set are changed."""
 
-    generation: int = Field(ge=1)
-    epoch: int = Field(ge=0)
-    timeout_seconds: int | None = Field(default=None, ge=1)
+    generation: Ordinal = Field(ge=1)
+    epoch: Ordinal = Field(ge=0)
+    timeout_seconds: Seconds | None = Field(default=None, ge=1)
     """From now; null: no limit."""
-    extend_seconds: int | None = Field(default=None, ge=1)
+    extend_seconds: Seconds | None = Field(default=None, ge=1)
     """deadline = max(old, now + n)."""
-    idle_timeout_seconds: int | None = Field(default=None, ge=10)
+    idle_timeout_seconds: Seconds | None = Field(default=None, ge=10)
 
 
 class SandboxReport(Open):

@@ -1,6 +1,7 @@
 """What the api's user could do to root, were the api taken over: files, sockets, locks, answers, memory, logs."""
 
 import asyncio
+import json
 import os
 import socket
 import stat
@@ -9,15 +10,17 @@ import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiohttp import web
+from pydantic import ValidationError
 
 from harness import Platform, eventually
 from infra.launcher import lock, supervisor, told
 from infra.launcher.supervisor import Program, Reaper, Supervised
 from sandboxd.app.server import listen
-from sandboxd.contract.messages import Capacity, NodeReport, RuntimeInfo
+from sandboxd.contract.messages import Capacity, EnsureSandbox, NodeReport, RuntimeInfo
 from sandboxd.heartbeat import ApiUnreachableError, SocketLink
 
 KEY = "sandlot_" + "a" * 39
@@ -249,3 +252,37 @@ def test_the_apis_user_cannot_take_the_nodes_socket_away(platform: Platform) -> 
         check=True,
     )
     assert tried.stdout.split() == ["refused", "refused"]
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("spec.timeout_seconds", 10**400),
+        ("spec.timeout_seconds", 2**40),
+        ("spec.idle_timeout_seconds", 10**400),
+        ("generation", 2**70),
+        ("epoch", 2**70),
+        ("deadline_seconds", 1e308),
+        ("spec.hostname", "x" * 100_000),
+        ("spec.hostname", "a\nb"),
+        ("spec.image.id", "../../../etc/passwd"),
+        ("spec.resources", {"cpus": float("inf")}),
+        ("spec.resources", {"disk_mib": 2**60}),
+    ],
+)
+def test_no_number_or_name_of_the_apis_reaches_the_node_agent_unchecked(path: str, value: object) -> None:
+    """It would meet a clock, the ledger, a file's name, and end the agent: again and again, once written down."""
+    body: dict[str, Any] = {
+        "generation": 1,
+        "epoch": 0,
+        "deadline_seconds": 10,
+        "spec": {"image": {"id": "img" + "a" * 20, "reference": "base", "digest": "sha256:" + "0" * 64}},
+    }
+    EnsureSandbox.model_validate_json(json.dumps(body))
+    *above, last = path.split(".")
+    inner = body
+    for step in above:
+        inner = inner[step]
+    inner[last] = value
+    with pytest.raises(ValidationError):
+        EnsureSandbox.model_validate_json(json.dumps(body))
