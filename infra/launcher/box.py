@@ -168,7 +168,9 @@ def _teardown(config: LauncherConfig, env: Mapping[str, str]) -> None:
 
 
 def _last_lines(log: Path) -> list[str]:
-    return log.read_text(errors="replace").splitlines()[-_LOG_LINES:] if log.exists() else []
+    lines = log.read_text(errors="replace").splitlines()[-_LOG_LINES:] if log.exists() else []
+    # What the api's user wrote goes to root's terminal, which must not take it for commands.
+    return ["".join(each if each.isprintable() else "?" for each in line) for line in lines]
 
 
 def _residue(config: LauncherConfig) -> set[residue.Residue]:
