@@ -2,18 +2,19 @@
 
 import asyncio
 import gc
+import json
 import os
 import platform as host
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import aiohttp
-import httpx
 
 from harness import Platform, cache_dir
 from harness import platform as start
@@ -27,6 +28,42 @@ STREAM_BYTES = 400 * 1024 * 1024
 IDLE_SANDBOXES = int(os.environ.get("SANDLOT_BENCH_IDLE", "200"))
 
 
+class Api:
+    """The public API by a client that costs little itself: what is measured is the other side."""
+
+    def __init__(self, platform: Platform, session: aiohttp.ClientSession) -> None:
+        self._url = platform.url
+        self._session = session
+
+    async def call(self, method: str, path: str, body: object = None) -> dict[str, Any]:
+        """Make one call; RuntimeError unless it succeeds."""
+        data = None if body is None else json.dumps(body).encode()
+        async with self._session.request(method, self._url + path, data=data) as answer:
+            text = await answer.read()
+            if not answer.ok:
+                raise RuntimeError(f"{method} {path}: {answer.status} {text!r}")
+            return json.loads(text)
+
+    async def create(self, **fields: object) -> str:
+        return (await self.call("POST", "/v1/sandboxes", fields))["id"]
+
+    async def run(self, sandbox: str, *argv: str) -> dict[str, Any]:
+        return await self.call("POST", f"/v1/sandboxes/{sandbox}/run", {"argv": argv})
+
+    async def delete(self, sandbox: str) -> None:
+        await self.call("DELETE", f"/v1/sandboxes/{sandbox}?grace_seconds=0")
+
+
+@asynccontextmanager
+async def client(platform: Platform) -> AsyncGenerator[Api]:
+    """Connections to one platform."""
+    headers = {"Authorization": f"Bearer {platform.key}", "Content-Type": "application/json"}
+    connector = aiohttp.TCPConnector(limit=0)
+    timeout = aiohttp.ClientTimeout(total=300)
+    async with aiohttp.ClientSession(headers=headers, connector=connector, timeout=timeout) as session:
+        yield Api(platform, session)
+
+
 async def cold_create(platform: Platform, raw: RawBox) -> list[Row]:
     """Create to the first output of `node -v`, and what it costs in CPU."""
     ours: list[float] = []
@@ -34,18 +71,17 @@ async def cold_create(platform: Platform, raw: RawBox) -> list[Row]:
     theirs: list[float] = []
     their_cpu: list[float] = []
     ids: list[str] = []
-    async with platform.async_http() as http:
+    async with client(platform) as api:
         for number in range(ROUNDS + 1):
             before = platform.cpu_seconds()
             begun = time.perf_counter()
-            created = (await http.post("/v1/sandboxes", json={"resources": SMALL})).raise_for_status().json()
+            ids.append(await api.create(resources=SMALL))
             answered = time.perf_counter()
-            used = platform.cpu_seconds(created["id"]) - before
+            used = platform.cpu_seconds(ids[-1]) - before
             resumed = time.perf_counter()
-            done = await http.post(f"/v1/sandboxes/{created['id']}/run", json={"argv": ["node", "-v"]})
+            done = await api.run(ids[-1], "node", "-v")
             elapsed = answered - begun + time.perf_counter() - resumed
-            assert done.json()["stdout"].startswith("v"), done.text
-            ids.append(created["id"])
+            assert done["stdout"].startswith("v"), done
             begun = time.perf_counter()
             sandbox = await raw.create()
             sandbox.exec(["node", "-v"])
@@ -60,7 +96,7 @@ async def cold_create(platform: Platform, raw: RawBox) -> list[Row]:
                 cpu.append(used * 1000)
                 their_cpu.append(raw_used * 1000)
         for each in ids:
-            await http.delete(f"/v1/sandboxes/{each}", params={"grace_seconds": 0})
+            await api.delete(each)
     return [
         Row(
             name="create → first output of `node -v`, no pool, over HTTP",
@@ -88,18 +124,17 @@ async def round_trip(platform: Platform, raw: RawBox) -> list[Row]:
     ours: list[float] = []
     theirs: list[float] = []
     sandbox = await raw.create()
-    async with platform.async_http() as http:
-        created = (await http.post("/v1/sandboxes", json={"resources": SMALL})).raise_for_status().json()
-        path = f"/v1/sandboxes/{created['id']}/run"
+    async with client(platform) as api:
+        ours_id = await api.create(resources=SMALL)
         for _ in range(200):
             begun = time.perf_counter()
-            done = await http.post(path, json={"argv": ["true"]})
+            done = await api.run(ours_id, "true")
             ours.append((time.perf_counter() - begun) * 1000)
-            assert done.json()["exit_code"] == 0
+            assert done["exit_code"] == 0
             begun = time.perf_counter()
             sandbox.exec(["true"])
             theirs.append((time.perf_counter() - begun) * 1000)
-        await http.delete(f"/v1/sandboxes/{created['id']}", params={"grace_seconds": 0})
+        await api.delete(ours_id)
     await raw.remove(sandbox)
     return [
         Row(
@@ -154,19 +189,19 @@ async def throughput(platform: Platform, raw: RawBox) -> list[Row]:
     theirs: list[float] = []
     sandbox = await raw.create()
     headers = {"Authorization": f"Bearer {platform.key}", "Accept": MEDIA_TYPE}
-    async with platform.async_http() as http, aiohttp.ClientSession(headers=headers) as stream:
-        created = (await http.post("/v1/sandboxes", json={"resources": SMALL})).raise_for_status().json()
-        path = f"/v1/sandboxes/{created['id']}/processes"
+    async with client(platform) as api, aiohttp.ClientSession(headers=headers) as stream:
+        ours_id = await api.create(resources=SMALL)
+        path = f"/v1/sandboxes/{ours_id}/processes"
         for number in range(4):
             theirs.append(await _direct(sandbox, raw, {"id": raw.process_id(), **guest_spec}))
             begun = time.perf_counter()
-            process = (await http.post(path, json=spec)).raise_for_status().json()
+            process = await api.call("POST", path, spec)
             url = f"{platform.url}{path}/{process['id']}/output"
             async with stream.get(url, params={"follow": "true"}) as response:
                 total = await _drain(response)
             ours.append(total / (time.perf_counter() - begun) / 1e6)
             assert total > STREAM_BYTES, number
-        await http.delete(f"/v1/sandboxes/{created['id']}", params={"grace_seconds": 0})
+        await api.delete(ours_id)
     await raw.remove(sandbox)
     return [
         Row(
@@ -194,12 +229,11 @@ async def idle(platform: Platform, raw: RawBox) -> list[Row]:
     begun_free = _available_mib()
     limit = asyncio.Semaphore(4)
     ids: list[str] = []
-    async with platform.async_http() as http:
+    async with client(platform) as api:
 
         async def one() -> None:
             async with limit:
-                answer = await http.post("/v1/sandboxes", json={"resources": SMALL, "wait_seconds": 120})
-                ids.append(answer.raise_for_status().json()["id"])
+                ids.append(await api.create(resources=SMALL, wait_seconds=120))
 
         begun = time.perf_counter()
         async with asyncio.TaskGroup() as group:
@@ -211,11 +245,11 @@ async def idle(platform: Platform, raw: RawBox) -> list[Row]:
         busy, begun = _busy_seconds(), time.perf_counter()
         await asyncio.sleep(20)
         core = (_busy_seconds() - busy) / (time.perf_counter() - begun) / IDLE_SANDBOXES * 100
-        restart = await _restart(platform, http, ids)
+        restart = await _restart(platform, api, ids)
         begun = time.perf_counter()
         async with asyncio.TaskGroup() as group:
             for each_id in ids:
-                group.create_task(http.delete(f"/v1/sandboxes/{each_id}", params={"grace_seconds": 0}))
+                group.create_task(api.delete(each_id))
         deleted = time.perf_counter() - begun
     return [
         Row(
@@ -232,22 +266,21 @@ async def idle(platform: Platform, raw: RawBox) -> list[Row]:
     ]
 
 
-async def _restart(platform: Platform, http: httpx.AsyncClient, ids: list[str]) -> Row:
+async def _restart(platform: Platform, api: Api, ids: list[str]) -> Row:
     before = platform.pid("node")
     begun = time.perf_counter()
     os.kill(before, 9)
     while True:
         try:
-            done = await http.post(f"/v1/sandboxes/{ids[0]}/run", json={"argv": ["true"]})
-        except httpx.TransportError:
+            await api.run(ids[0], "true")
+        except (aiohttp.ClientError, RuntimeError):
+            await asyncio.sleep(0.01)
             continue
-        if done.status_code == 200 and platform.pid("node") != before:
+        if platform.pid("node") != before:
             break
-        await asyncio.sleep(0.01)
     elapsed = time.perf_counter() - begun
     for each in ids:
-        answer = await http.post(f"/v1/sandboxes/{each}/run", json={"argv": ["true"]})
-        assert answer.json()["exit_code"] == 0, answer.text
+        assert (await api.run(each, "true"))["exit_code"] == 0
     return Row(
         name=f"node agent killed → a sandbox answers again, {len(ids)} sandboxes adopted",
         unit="s",
@@ -260,7 +293,7 @@ async def api_overhead(_platform: Platform, _raw: RawBox) -> list[Row]:
     """The api and its store around a runtime that does nothing."""
     rows: list[Row] = []
     with start(runtime="fake", max_sandboxes="4000", memory_overcommit="64") as platform:
-        async with platform.async_http() as http:
+        async with client(platform) as api:
             for concurrent in (1, 8, 32):
                 count = 200 if concurrent == 1 else 1200
                 samples: list[float] = []
@@ -272,9 +305,9 @@ async def api_overhead(_platform: Platform, _raw: RawBox) -> list[Row]:
                 ) -> str:
                     async with limit:
                         begun = time.perf_counter()
-                        answer = await http.post("/v1/sandboxes", json=body)
+                        created = await api.create(**body)
                         samples.append((time.perf_counter() - begun) * 1000)
-                        return answer.raise_for_status().json()["id"]
+                        return created
 
                 gc.collect()
                 begun = time.perf_counter()
@@ -283,7 +316,7 @@ async def api_overhead(_platform: Platform, _raw: RawBox) -> list[Row]:
                 rate = count / (time.perf_counter() - begun)
                 async with asyncio.TaskGroup() as group:
                     for task in tasks:
-                        group.create_task(http.delete(f"/v1/sandboxes/{task.result()}", params={"grace_seconds": 0}))
+                        group.create_task(api.delete(task.result()))
                 if concurrent == 1:
                     rows.append(
                         Row(
