@@ -40,6 +40,9 @@ def set_environment() -> None:
     os.environ.setdefault("SANDLOT_CACHE_DIR", str(cache))
     os.environ.setdefault("SANDLOT_RUNSC", str(runsc_path(cache)))
     os.environ.setdefault("SANDLOT_GUEST_DIR", str(guest_path(cache).parent))
+    toolchain = cache / "go" / "bin"
+    if toolchain.is_dir():  # set-up only made it because the one on PATH is missing or too old
+        os.environ["PATH"] = f"{toolchain}:{os.environ['PATH']}"
 
 
 def fresh_instance() -> str:
