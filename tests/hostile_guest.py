@@ -24,6 +24,7 @@ class HostileGuest:
         self.requests: Counter[str] = Counter()
         self.takes_no_input = False
         self._lies: dict[str, Script] = {}
+        self._connections: set[asyncio.Task[None]] = set()
 
     def lie(self, call: str, script: Script) -> None:
         self._lies[call] = script
@@ -36,8 +37,15 @@ class HostileGuest:
             yield self
         finally:
             server.close()
+            for connection in self._connections:
+                connection.cancel()
+            await asyncio.gather(*self._connections, return_exceptions=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._connections.add(task)
+        task.add_done_callback(self._connections.discard)
         try:
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode()
