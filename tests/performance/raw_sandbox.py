@@ -49,7 +49,8 @@ class RawSandbox:
 class RawBox:
     """A network and a runsc root of its own for raw sandboxes."""
 
-    def __init__(self, directory: Path, cache: Path, network: KernelNetwork, cgroups: Cgroups) -> None:
+    def __init__(self, directory: Path, cache: Path, instance: str, network: KernelNetwork, cgroups: Cgroups) -> None:
+        self.instance = instance
         self._runsc = (cache / "runsc" / "current" / "runsc").resolve()
         self._guest = (cache / "guest" / "current").resolve()
         self._image = (cache / "images" / "base.erofs").resolve()
@@ -173,7 +174,7 @@ class RawBox:
 async def raw_box(directory: Path, cache: Path, instance: str = "raw") -> AsyncGenerator[RawBox]:
     """A box for raw sandboxes; everything of it is gone afterwards."""
     network = KernelNetwork(instance=instance, netns_dir=directory / "netns", pool_size=4)
-    box = RawBox(directory, cache, network, Cgroups(instance))
+    box = RawBox(directory, cache, instance, network, Cgroups(instance))
     await network.start({})
     try:
         box.prepare()
