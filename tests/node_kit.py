@@ -35,6 +35,25 @@ async def turns(count: int = 50) -> None:
         await asyncio.sleep(0)
 
 
+STARTING = (
+    "slot.acquire",
+    "slot.acquired",
+    "rootfs.lease",
+    "rootfs.upper",
+    "rootfs.prepared",
+    "egress.apply",
+    "egress.applied",
+    "launch.create",
+    "launch.start",
+    "launch.started",
+    "guest.connect",
+    "guest.init",
+    "guest.initialized",
+    "start.acknowledge",
+)
+"""The steps of a start that a test can fail or be killed at, in their order."""
+
+
 class ToldClock:
     """Time passes when it is told to."""
 

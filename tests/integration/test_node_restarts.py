@@ -6,28 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from node_kit import World, a_patch, a_sandbox_id, a_stop, an_ensure, crashing_node, node, problem_of, until
+from node_kit import STARTING, World, a_patch, a_sandbox_id, a_stop, an_ensure, crashing_node, node, problem_of, until
 from sandboxd.contract.reasons import SandboxReason
 from sandboxd.contract.states import SandboxState
 from sandboxd.network.fake import FakeNetwork
 from sandboxd.runtime.base import RuntimeEnd
 
-STARTING = (
-    "slot.acquire",
-    "slot.acquired",
-    "rootfs.lease",
-    "rootfs.upper",
-    "rootfs.prepared",
-    "egress.apply",
-    "egress.applied",
-    "launch.create",
-    "launch.start",
-    "launch.started",
-    "guest.connect",
-    "guest.init",
-    "guest.initialized",
-    "start.acknowledge",
-)
 ENDING = (
     "stop.shutdown",
     "stop.drain",

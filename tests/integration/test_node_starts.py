@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from node_kit import World, a_patch, a_sandbox_id, a_stop, an_ensure, node, problem_of, turns, until
+from node_kit import STARTING, World, a_patch, a_sandbox_id, a_stop, an_ensure, node, problem_of, turns, until
 from sandboxd.contract.ids import new_id
 from sandboxd.contract.messages import Resources
 from sandboxd.contract.problems import ProblemError
@@ -135,25 +135,7 @@ async def test_waiting_in_line_counts_against_the_deadline(world: World) -> None
     assert world.residue() == []
 
 
-STARTING_STEPS = (
-    "slot.acquire",
-    "slot.acquired",
-    "rootfs.lease",
-    "rootfs.upper",
-    "rootfs.prepared",
-    "egress.apply",
-    "egress.applied",
-    "launch.create",
-    "launch.start",
-    "launch.started",
-    "guest.connect",
-    "guest.init",
-    "guest.initialized",
-    "start.acknowledge",
-)
-
-
-@pytest.mark.parametrize("step", STARTING_STEPS)
+@pytest.mark.parametrize("step", STARTING)
 async def test_a_delete_in_the_middle_of_a_start(world: World, step: str) -> None:
     async with node(world) as opened:
         sandbox_id = a_sandbox_id()
