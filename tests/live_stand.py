@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from aiohttp import web
 
 from sandboxd.app.answers import problems
-from sandboxd.app.processes import routes
+from sandboxd.app.data_plane import routes
 from sandboxd.contract.problems import ProblemError
 from sandboxd.guest_client.base import Guest, Init
 from sandboxd.processes.live import Ending

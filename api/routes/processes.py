@@ -5,13 +5,10 @@ from typing import Annotated, Any, Final
 from fastapi import APIRouter, Depends, Path, Response
 
 from api.routes.calls import Call, scoped
+from api.routes.data_plane import SANDBOX_CODES, pass_on
 from api.routes.operations import IDEMPOTENCY, WAIT, Schema, bytes_body, header, json_body, json_of, operation, query
-from api.routes.passthrough import PassThrough
 from api.routes.sandboxes import SandboxPath
-from api.services import sandboxes
 from sandboxd.contract.frames import MEDIA_TYPE as FRAMES
-from sandboxd.contract.ids import is_id
-from sandboxd.contract.problems import ProblemError
 from sandboxd.contract.processes import (
     MAX_RESULT_BYTES,
     Process,
@@ -26,25 +23,12 @@ from sandboxd.contract.processes import (
 
 router = APIRouter()
 
-NOT_READY_SECONDS: Final = 30.0
 ProcessPath = Annotated[str, Path(json_schema_extra={"pattern": "^prc[a-z2-7]{20}$"})]
 Read = Annotated[Call, Depends(scoped("processes", write=False))]
 Write = Annotated[Call, Depends(scoped("processes", write=True))]
 
-_SANDBOX_CODES: Final = (
-    "sandbox_not_found",
-    "invalid_state",
-    "sandbox_not_ready",
-    "sandbox_paused",
-    "sandbox_ended",
-    "guest_failed",
-    "node_unreachable",
-    "sandbox_lost",
-    "deadline_exceeded",
-    "not_acceptable",
-)
 _START_CODES: Final = (
-    *_SANDBOX_CODES,
+    *SANDBOX_CODES,
     "body_too_large",
     "unsupported_media_type",
     "argument_too_long",
@@ -56,7 +40,7 @@ _START_CODES: Final = (
     "too_many_streams",
     "disk_full",
 )
-_PROCESS_CODES: Final = (*_SANDBOX_CODES, "process_not_found", "too_many_streams")
+_PROCESS_CODES: Final = (*SANDBOX_CODES, "process_not_found", "too_many_streams")
 _TEXT: Final[Schema] = {"type": "string"}
 _EVENTS: Final[Schema] = {"application/x-ndjson": {"schema": _TEXT}}
 _OUTPUT: Final[Schema] = _EVENTS | {
@@ -69,18 +53,6 @@ _RESULT_QUERY: Final = (
     query("keep", {"type": "string", "enum": ["both", "head", "tail"], "default": "both"}),
     query("output_encoding", {"type": "string", "enum": ["text", "base64"], "default": "text"}),
 )
-
-
-async def _pass(call: Call, sandbox_id: str, process_id: str | None = None) -> Response:
-    if process_id is not None and not is_id("prc", process_id):
-        raise ProblemError("process_not_found", f"There is no process {process_id[:64]!r}.")
-    platform, caller = call.platform, call.caller
-    address = await sandboxes.data_plane_address(platform, caller, sandbox_id, wait_seconds=NOT_READY_SECONDS)
-
-    async def explain() -> ProblemError:
-        return await sandboxes.data_plane_problem(platform, caller, sandbox_id)
-
-    return PassThrough(call.request, platform.nodes.session(address), explain)
 
 
 def _described(**description: Any) -> dict[str, Any]:
@@ -98,7 +70,7 @@ def _described(**description: Any) -> dict[str, Any]:
 )
 async def run(call: Write, sandbox_id: SandboxPath) -> Response:
     """Run a command and answer when it has ended, or `wait_seconds` are over."""
-    return await _pass(call, sandbox_id)
+    return await pass_on(call, sandbox_id)
 
 
 @router.post(
@@ -112,14 +84,14 @@ async def run(call: Write, sandbox_id: SandboxPath) -> Response:
 )
 async def start_process(call: Write, sandbox_id: SandboxPath) -> Response:
     """Start a process, or join the one of the same `id`."""
-    return await _pass(call, sandbox_id)
+    return await pass_on(call, sandbox_id)
 
 
 @router.get(
     "/v1/sandboxes/{sandbox_id}/processes",
     **_described(
         answers={200: ("The processes.", json_of(ProcessList))},
-        codes=[*_SANDBOX_CODES, "invalid_cursor"],
+        codes=[*SANDBOX_CODES, "invalid_cursor"],
         parameters=[
             query("state", {"type": "string", "enum": ["running", "ended"]}),
             query("tag", {"type": "string", "maxLength": 128, "pattern": "^[ -~]*$"}),
@@ -131,7 +103,7 @@ async def start_process(call: Write, sandbox_id: SandboxPath) -> Response:
 )
 async def list_processes(call: Read, sandbox_id: SandboxPath) -> Response:
     """List processes, ended ones too."""
-    return await _pass(call, sandbox_id)
+    return await pass_on(call, sandbox_id)
 
 
 @router.get(
@@ -147,7 +119,7 @@ async def list_processes(call: Read, sandbox_id: SandboxPath) -> Response:
 )
 async def get_process(call: Read, sandbox_id: SandboxPath, process_id: ProcessPath) -> Response:
     """Get a process."""
-    return await _pass(call, sandbox_id, process_id)
+    return await pass_on(call, sandbox_id, process_id)
 
 
 @router.get(
@@ -160,7 +132,7 @@ async def get_process(call: Read, sandbox_id: SandboxPath, process_id: ProcessPa
 )
 async def get_result(call: Read, sandbox_id: SandboxPath, process_id: ProcessPath) -> Response:
     """Get the result of a process, of a running one too."""
-    return await _pass(call, sandbox_id, process_id)
+    return await pass_on(call, sandbox_id, process_id)
 
 
 @router.get(
@@ -179,7 +151,7 @@ async def get_result(call: Read, sandbox_id: SandboxPath, process_id: ProcessPat
 )
 async def read_output(call: Read, sandbox_id: SandboxPath, process_id: ProcessPath) -> Response:
     """Read output from any position, as NDJSON, server-sent events or binary frames by `Accept`."""
-    return await _pass(call, sandbox_id, process_id)
+    return await pass_on(call, sandbox_id, process_id)
 
 
 @router.post(
@@ -196,7 +168,7 @@ async def read_output(call: Read, sandbox_id: SandboxPath, process_id: ProcessPa
 )
 async def write_stdin(call: Write, sandbox_id: SandboxPath, process_id: ProcessPath) -> Response:
     """Write to standard input; bytes below `offset` that are written already are skipped."""
-    return await _pass(call, sandbox_id, process_id)
+    return await pass_on(call, sandbox_id, process_id)
 
 
 @router.post(
@@ -210,7 +182,7 @@ async def write_stdin(call: Write, sandbox_id: SandboxPath, process_id: ProcessP
 )
 async def signal_process(call: Write, sandbox_id: SandboxPath, process_id: ProcessPath) -> Response:
     """Send a signal to a process or its whole tree."""
-    return await _pass(call, sandbox_id, process_id)
+    return await pass_on(call, sandbox_id, process_id)
 
 
 @router.post(
@@ -223,4 +195,4 @@ async def signal_process(call: Write, sandbox_id: SandboxPath, process_id: Proce
 )
 async def resize_terminal(call: Write, sandbox_id: SandboxPath, process_id: ProcessPath) -> Response:
     """Resize a process's terminal."""
-    return await _pass(call, sandbox_id, process_id)
+    return await pass_on(call, sandbox_id, process_id)

@@ -14,8 +14,8 @@ import structlog
 import uvloop
 from aiohttp import web
 
+from sandboxd.app import data_plane
 from sandboxd.app import node as node_calls
-from sandboxd.app import processes as process_calls
 from sandboxd.app.assembly import Node, Parts, opened, real_parts
 from sandboxd.app.logs import set_up_logs
 from sandboxd.app.server import allowed_peers, application, listen, runner
@@ -99,7 +99,7 @@ async def serving(config: NodeConfig, parts: Parts) -> AsyncGenerator[Node]:
 @asynccontextmanager
 async def _listening(node: Node) -> AsyncGenerator[None]:
     config = node.config
-    routes = [*node_calls.routes(node.manager, node.reporter), *process_calls.routes(node.manager)]
+    routes = [*node_calls.routes(node.manager, node.reporter), *data_plane.routes(node.manager)]
     serves = runner(application(allowed_peers(config.api_user), routes))
     await serves.setup()
     try:

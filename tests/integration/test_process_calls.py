@@ -10,7 +10,7 @@ import aiohttp
 import pytest
 
 from live_stand import BASE, SANDBOX_ID, StandSandbox, init_of, serving
-from sandboxd.app import processes as routes_of
+from sandboxd.app import call as call_of
 from sandboxd.contract.frames import MEDIA_TYPE, Decoder, FrameKind
 from sandboxd.contract.ids import process_id_from_key
 from sandboxd.guest_client.fake import FakeGuest
@@ -364,7 +364,7 @@ async def test_a_client_that_vanishes_leaves_the_process_and_nothing_else(node: 
 
 
 async def test_a_body_that_stops_is_given_up(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(routes_of, "BODY_IDLE_SECONDS", 0.1)
+    monkeypatch.setattr(call_of, "BODY_IDLE_SECONDS", 0.1)
     await node.call("POST", "/processes", json={"id": PROCESS, "argv": ["cat"], "stdin": True})
 
     async def stops() -> AsyncIterator[bytes]:

@@ -34,7 +34,8 @@ from live_stand import StandSandbox, init_of, open_socket, serving
 from sandboxd.contract.frames import Frame, FrameKind, encode, encode_json
 from sandboxd.contract.problems import ProblemError
 from sandboxd.guest_client.base import Guest, GuestError, GuestUnreachableError
-from sandboxd.guest_client.http import HttpGuest, Limits
+from sandboxd.guest_client.connection import Limits
+from sandboxd.guest_client.http import HttpGuest
 from sandboxd.processes import live, streams
 
 SHORT = Limits(
@@ -128,7 +129,7 @@ async def test_a_redirect_is_not_followed(hostile: HostileGuest, guest: HttpGues
 async def test_no_cookie_is_sent_back(hostile: HostileGuest, guest: HttpGuest) -> None:
     hostile.lie("GET health", body_script({"version": "h", "protocol": 2}))
     await refused(guest.health())
-    assert guest._session.cookie_jar.filter_cookies(guest._url) == {}
+    assert guest._connection._session.cookie_jar.filter_cookies(guest._connection._url) == {}
 
 
 async def test_an_idle_connection_takes_nothing_in(hostile: HostileGuest, guest: HttpGuest) -> None:
@@ -144,7 +145,7 @@ async def test_an_idle_connection_takes_nothing_in(hostile: HostileGuest, guest:
     async with asyncio.timeout(BOUND_SECONDS):
         await guest.health()
         await flooding.wait()
-        while guest._session.connector is not None and hostile.requests["GET health"] < 3:
+        while guest._connection._session.connector is not None and hostile.requests["GET health"] < 3:
             await guest.health()
     assert peak_kib() - before < MORE_MEMORY_KIB
 
