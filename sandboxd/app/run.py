@@ -14,7 +14,7 @@ import structlog
 import uvloop
 from aiohttp import web
 
-from sandboxd.app import data_plane
+from sandboxd.app import data_plane, operator
 from sandboxd.app import node as node_calls
 from sandboxd.app.assembly import Node, Parts, opened, real_parts
 from sandboxd.app.logs import set_up_logs
@@ -99,11 +99,34 @@ async def serving(config: NodeConfig, parts: Parts) -> AsyncGenerator[Node]:
 @asynccontextmanager
 async def _listening(node: Node) -> AsyncGenerator[None]:
     config = node.config
-    routes = [*node_calls.routes(node.manager, node.reporter), *data_plane.routes(node.manager)]
+    routes = [
+        *node_calls.routes(node.manager, node.reporter),
+        *data_plane.routes(node.manager),
+        *operator.routes(node.parts.ledger, node.meters),
+    ]
     serves = runner(application(allowed_peers(config.api_user), routes))
     await serves.setup()
     try:
         await web.SockSite(serves, listen(config.node_socket_path, config.api_user)).start()
+        async with _metrics_listening(node):
+            yield
+    finally:
+        await serves.cleanup()
+
+
+@asynccontextmanager
+async def _metrics_listening(node: Node) -> AsyncGenerator[None]:
+    """Serve `/metrics` on an address of its own, where one is set: nothing else is there."""
+    port = node.config.node_metrics_port
+    if port is None:
+        yield
+        return
+    app = web.Application()
+    app.add_routes(operator.open_routes(node.meters))
+    serves = runner(app)
+    await serves.setup()
+    try:
+        await web.TCPSite(serves, node.config.node_metrics_host, port).start()
         yield
     finally:
         await serves.cleanup()

@@ -78,6 +78,16 @@ class Admission:
         if resources is not None:
             self._count(resources, -1)
 
+    def under_pressure(self) -> bool:
+        """Tell whether nothing is admitted for want of memory or disk, whatever is promised."""
+        return self._lacks_memory() or self._lacks_disk()
+
+    def _lacks_memory(self) -> bool:
+        return self._host.memory_available_mib() < self._rules.memory_floor_mib
+
+    def _lacks_disk(self) -> bool:
+        return self._host.disk_free_mib() < self._rules.disk_reserve_mib
+
     def _count(self, resources: Resources, sign: int) -> None:
         self._cpus += sign * resources.cpus
         self._memory_mib += sign * self._memory_need_mib(resources)
@@ -106,8 +116,8 @@ class Admission:
             "cpus": self._cpus + resources.cpus > capacity.cpus,
             "memory_mib": self._memory_mib + self._memory_need_mib(resources) > capacity.memory_mib,
             "disk_mib": self._disk_mib + resources.disk_mib > capacity.disk_mib,
-            "memory_pressure": self._host.memory_available_mib() < self._rules.memory_floor_mib,
-            "disk_pressure": self._host.disk_free_mib() < self._rules.disk_reserve_mib,
+            "memory_pressure": self._lacks_memory(),
+            "disk_pressure": self._lacks_disk(),
         }
         lacking = [name for name, is_full in full.items() if is_full]
         if lacking:

@@ -1,0 +1,27 @@
+"""`python -m infra.backup.copy_database SOURCE TARGET`: a consistent copy of the api's database, made as its user.
+
+Root does not open that database: SQLite follows what lies beside it, and all of it is the api user's to replace.
+Prints the last migration.
+"""
+
+import os
+import sqlite3
+import sys
+from contextlib import closing
+from urllib.parse import quote
+
+
+def main(source: str, target: str) -> None:
+    """Copy in one go: a reader of a write-ahead log keeps no writer waiting."""
+    os.umask(0o077)
+    with (
+        closing(sqlite3.connect(f"file:{quote(source)}?mode=rw", uri=True, timeout=30)) as origin,
+        closing(sqlite3.connect(target)) as copy,
+    ):
+        origin.backup(copy)
+        copy.execute("PRAGMA journal_mode = DELETE")  # a whole database in one file
+        print(copy.execute("SELECT version_num FROM alembic_version").fetchone()[0])
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
