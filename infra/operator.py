@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
@@ -11,17 +12,28 @@ import typer
 from infra.backup.restore import restore
 from infra.backup.write import write
 from infra.config import LauncherConfig
-from infra.launcher import box, logs, units
+from infra.launcher import account, as_user, box, logs, told, uninstall, units
 from infra.launcher.account import LauncherError
+from infra.launcher.as_user import CommandFailedError
+from infra.launcher.told import UntoldError
+from infra.support import bundle
+
+_KEY_SECONDS = 60
 
 
 def add_to(app: typer.Typer) -> None:
     """Add the commands."""
+    keys = typer.Typer(no_args_is_help=True, help="The root project's key.")
+    app.add_typer(keys, name="key")
+    keys.command("new")(_key_new)
+    keys.command("show")(_key_show)
     app.command("backup")(_backup)
     app.command("restore")(_restore)
     app.command("logs")(_logs)
     app.command("install-units")(_install_units)
     app.command("ready", hidden=True)(_ready)
+    app.command("support")(_support)
+    app.command("uninstall")(_uninstall)
 
 
 def _backup(
@@ -92,3 +104,66 @@ def _ready(
 ) -> None:
     """Wait until a program answers (for a service manager)."""
     box.wait_ready(LauncherConfig(), os.environ, program, seconds)
+
+
+def _support(
+    sandbox_id: Annotated[str, typer.Argument(help="The sandbox's id.")],
+    file: Annotated[Path | None, typer.Argument(help="Where to; else <id>.support.tar.gz here.")] = None,
+) -> None:
+    """Collect what there is to know of a sandbox into one file, without secrets, to show to others."""
+    target = file or Path(f"{sandbox_id}.support.tar.gz")
+    for name in bundle.write(LauncherConfig(), os.environ, sandbox_id, target.absolute()):
+        print(f"  {name}")
+    print(f"{target}: look into it before you give it away")
+
+
+def _uninstall(
+    purge: Annotated[bool, typer.Option(help="Data, keys and cache too: there is no way back.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """End everything of this instance and remove it from this machine."""
+    config = LauncherConfig()
+    account.require_root()
+    going = uninstall.plan(config, purge=purge)
+    for item in (*going.kernel, *going.units, *going.files):
+        print(f"  {item}")
+    if going.is_empty and not (purge and config.data_dir.exists()):
+        print(f"there is nothing of instance '{config.instance}' here")
+        return
+    if not yes and not typer.confirm("Remove all of this?"):
+        raise LauncherError("nothing was removed", "give --yes to go on without being asked")
+    uninstall.uninstall(config, os.environ, purge=purge)
+    print("removed")
+    if not purge:
+        print(f"its data is still in {config.data_dir}; --purge removes that too")
+    print(f"the user {config.api_user} stays: 'userdel {config.api_user}' removes it")
+
+
+def _key_new(
+    keep_old: Annotated[bool, typer.Option(help="Let the key it replaces go on working.")] = False,
+) -> None:
+    """Issue a new root key and revoke the last one; the api may be running."""
+    config = LauncherConfig()
+    account.require_root()
+    account.ensure_directories(config, account.ensure_account(config.api_user))
+    options = ["--keep-old"] if keep_old else []
+    try:
+        said = as_user.run(config, os.environ, "infra.root_key", *options, most_bytes=4096, seconds=_KEY_SECONDS)
+    except CommandFailedError as error:
+        raise LauncherError(f"no key was issued: {error}", "start the api once, or look at its log") from None
+    print(_root_key(config))
+    revoked = said.decode(errors="replace").strip()
+    print(f"{revoked if revoked.isdigit() else 'some'} older keys were revoked", file=sys.stderr)
+
+
+def _key_show() -> None:
+    """Print the root key."""
+    account.require_root()
+    print(_root_key(LauncherConfig()))
+
+
+def _root_key(config: LauncherConfig) -> str:
+    try:
+        return told.key(config.key_path)
+    except UntoldError as error:
+        raise LauncherError(str(error), "'sandlotd key new' issues another") from None

@@ -8,8 +8,6 @@ import re
 import secrets
 import shutil
 import socket
-import subprocess
-import sys
 import tarfile
 import time
 from collections.abc import Generator, Mapping
@@ -24,8 +22,9 @@ from api.config import Settings
 from infra.backup import ledger, manifest
 from infra.backup.manifest import Entry, Manifest
 from infra.config import LauncherConfig
-from infra.launcher import account, programs, told, untrusted
+from infra.launcher import account, as_user, told, untrusted
 from infra.launcher.account import LauncherError
+from infra.launcher.as_user import CommandFailedError
 from infra.launcher.told import UntoldError
 from infra.launcher.untrusted import UntrustedError
 
@@ -33,6 +32,7 @@ MOST_DATABASE_BYTES: Final = 64 << 30
 WORK_PREFIX: Final = ".backup-"
 _SECRET_BYTES: Final = 32
 _COPY_SECONDS: Final = 600
+_MOST_WORDS: Final = 64 * 1024
 _BLOCK_BYTES: Final = 1 << 20
 _COMPRESSION: Final = 1
 """Images hardly shrink, and a database should be safe soon."""
@@ -117,26 +117,22 @@ def _workplace(data_dir: Path, uid: int, gid: int) -> Generator[Path]:
 
 
 def _copied(config: LauncherConfig, env: Mapping[str, str], work: Path) -> str:
-    argv = [sys.executable, "-m", "infra.launcher.child", "--user", config.api_user, "--"]
-    argv += [sys.executable, "-m", "infra.backup.copy_database"]
     try:
-        done = subprocess.run(
-            [*argv, str(config.api_data_dir / "api.db"), str(work / "api.db")],
-            env=programs.environment(env, config, home=str(config.api_data_dir)),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=_COPY_SECONDS,
-            check=False,
+        said = as_user.run(
+            config,
+            env,
+            "infra.backup.copy_database",
+            str(config.api_data_dir / "api.db"),
+            str(work / "api.db"),
+            most_bytes=_MOST_WORDS,
+            seconds=_COPY_SECONDS,
         )
-    except subprocess.TimeoutExpired:
-        raise LauncherError("the database could not be copied in time", "look what keeps it locked") from None
-    head = done.stdout[:5].decode(errors="replace").strip()
-    if done.returncode != 0 or re.fullmatch(r"\d{4}", head) is None:
-        words = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["it said nothing"]
-        raise LauncherError(
-            f"the database could not be copied: {''.join(each for each in words[0][:200] if each.isprintable())}",
-            "make room, or mend the database, then try again",
-        )
+    except CommandFailedError as error:
+        fix = "make room, or mend the database, then try again"
+        raise LauncherError(f"the database could not be copied: {error}", fix) from None
+    head = said.decode(errors="replace").strip()
+    if re.fullmatch(r"\d{4}", head) is None:
+        raise LauncherError("the database does not say its migration", "start the api once, then try again")
     return head
 
 

@@ -43,7 +43,7 @@ def rendered(config: LauncherConfig, env_dir: Path = ENV_DIR) -> dict[str, str]:
         "ROOT": str(REPOSITORY),
         "SANDLOTD": str(Path(sys.prefix) / "bin" / "sandlotd"),
         "UNIT": unit,
-        "ENV": str(_env_file(config, env_dir)),
+        "ENV": str(settings_of(config, env_dir)),
         "DATA": str(config.data_dir),
         "RUN": str(config.run_dir),
         "RUNTIME_DIRECTORY": runtime,
@@ -71,7 +71,7 @@ def install(
             "install it where everybody may read, such as /opt/sandlot, with a Python from the system",
         )
     env_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
-    settings = _env_file(config, env_dir)
+    settings = settings_of(config, env_dir)
     if not settings.exists():
         settings.touch(mode=0o600)
         settings.write_text(_settings(config, env))
@@ -107,7 +107,8 @@ def remove(config: LauncherConfig, *, unit_dir: Path = UNIT_DIR) -> list[Path]:
     return found
 
 
-def _env_file(config: LauncherConfig, env_dir: Path) -> Path:
+def settings_of(config: LauncherConfig, env_dir: Path = ENV_DIR) -> Path:
+    """Return the file the units read their settings from."""
     return env_dir / f"{config.instance}.env"
 
 
