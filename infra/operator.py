@@ -130,6 +130,8 @@ def _uninstall(
     if going.is_empty and not (purge and config.data_dir.exists()):
         print(f"there is nothing of instance '{config.instance}' here")
         return
+    if purge and uninstall.cache_is_shared(config):
+        print(f"{config.cache_dir} stays: another instance runs from it")
     if not yes and not typer.confirm("Remove all of this?"):
         raise LauncherError("nothing was removed", "give --yes to go on without being asked")
     uninstall.uninstall(config, os.environ, purge=purge)

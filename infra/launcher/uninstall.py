@@ -3,6 +3,7 @@
 import asyncio
 import ctypes
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping
@@ -44,7 +45,8 @@ def plan(config: LauncherConfig, *, purge: bool, unit_dir: Path = units.UNIT_DIR
     """Return what an uninstall would remove now."""
     files = _there(config.run_dir, _RUN_NAMES)
     if purge:
-        files += _there(config.data_dir, _DATA_NAMES) + _there(config.cache_dir, _CACHE_NAMES)
+        files += _there(config.data_dir, _DATA_NAMES)
+        files += [] if cache_is_shared(config) else _there(config.cache_dir, _CACHE_NAMES)
         settings = units.settings_of(config)
         files += [settings] if settings.exists() else []
     return Plan(sorted(map(str, _residue(config))), units.installed(config, unit_dir=unit_dir), files)
@@ -95,6 +97,25 @@ def sweep(config: LauncherConfig) -> None:
     for socket in (config.node_socket, config.api_socket):
         with suppress(OSError):
             socket.unlink(missing_ok=True)
+
+
+def cache_is_shared(config: LauncherConfig) -> bool:
+    """Tell whether another instance runs from the same cache."""
+    own = re.compile(rf"/sandlot-{config.instance}(/|$)", re.MULTILINE)
+    mark = f"\0SANDLOT_CACHE_DIR={config.cache_dir}\0".encode()
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        with suppress(OSError):  # it ended meanwhile
+            if own.search((entry / "cgroup").read_text()):
+                continue
+            if (entry / "exe").readlink().is_relative_to(config.cache_dir / "runsc"):
+                return True
+            environ = b"\0" + (entry / "environ").read_bytes()
+            is_agent = b"\0-m\0sandboxd\0" in (entry / "cmdline").read_bytes()
+            if is_agent and mark in environ and f"\0SANDLOT_INSTANCE={config.instance}\0".encode() not in environ:
+                return True
+    return False
 
 
 def _residue(config: LauncherConfig) -> set[residue.Residue]:

@@ -4,7 +4,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
@@ -100,6 +100,18 @@ def test_it_works_where_nothing_else_does(box: Platform, broken: str) -> None:
 
 def _listens(box: Platform) -> bool:
     return bool([item for item in residue.find(box.instance, [box.config.run_dir]) if "sandboxd.sock" in item.name])
+
+
+def test_a_cache_that_another_instance_runs_from_stays(box: Platform, start_platform: Callable[..., Platform]) -> None:
+    other = start_platform(runtime="fake", cache_dir=str(box.config.cache_dir))
+    assert uninstall.cache_is_shared(box.config)
+    assert not uninstall.cache_is_shared(other.config)
+    box.config.key_path.parent.mkdir(parents=True)
+    box.config.key_path.touch()
+    done = sandlotd(box, "uninstall", "--purge", "--yes")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (box.config.cache_dir / "guest").exists()
+    assert not box.config.key_path.exists()
 
 
 def test_units_go_too(box: Platform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
