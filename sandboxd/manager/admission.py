@@ -58,6 +58,12 @@ class Admission:
             sandboxes=len(self._promised),
         )
 
+    def under_pressure(self) -> bool:
+        """Tell whether nothing is admitted for want of memory or disk, whatever is promised."""
+        rules = self._rules
+        scarce = self._host.memory_available_mib() < rules.memory_floor_mib
+        return scarce or self._host.disk_free_mib() < rules.disk_reserve_mib
+
     def admit(self, sandbox_id: str, resources: Resources) -> None:
         """Promise resources; `impossible_resources` or `no_capacity` otherwise. Again for the same id: nothing."""
         if sandbox_id in self._promised:
@@ -77,16 +83,6 @@ class Admission:
         resources = self._promised.pop(sandbox_id, None)
         if resources is not None:
             self._count(resources, -1)
-
-    def under_pressure(self) -> bool:
-        """Tell whether nothing is admitted for want of memory or disk, whatever is promised."""
-        return self._lacks_memory() or self._lacks_disk()
-
-    def _lacks_memory(self) -> bool:
-        return self._host.memory_available_mib() < self._rules.memory_floor_mib
-
-    def _lacks_disk(self) -> bool:
-        return self._host.disk_free_mib() < self._rules.disk_reserve_mib
 
     def _count(self, resources: Resources, sign: int) -> None:
         self._cpus += sign * resources.cpus
@@ -116,8 +112,8 @@ class Admission:
             "cpus": self._cpus + resources.cpus > capacity.cpus,
             "memory_mib": self._memory_mib + self._memory_need_mib(resources) > capacity.memory_mib,
             "disk_mib": self._disk_mib + resources.disk_mib > capacity.disk_mib,
-            "memory_pressure": self._lacks_memory(),
-            "disk_pressure": self._lacks_disk(),
+            "memory_pressure": self._host.memory_available_mib() < self._rules.memory_floor_mib,
+            "disk_pressure": self._host.disk_free_mib() < self._rules.disk_reserve_mib,
         }
         lacking = [name for name, is_full in full.items() if is_full]
         if lacking:
