@@ -110,7 +110,6 @@ async def _undo_patiently(life: Life, tools: Tools) -> None:
         if not errors:
             life.leftover = False
             return
-        tools.counts.cleanup_errors += len(errors)
         for error in errors:
             _log.warning("cleanup failed", sandbox_id=life.id, attempt=attempt, error=f"{error}")
     life.leftover = True
@@ -132,6 +131,7 @@ async def undo(life: Life, tools: Tools) -> list[str]:
             await hook.cleanup(life.parts)
         except Exception as error:  # noqa: BLE001 - the others are undone all the same
             standing.add(hook.name)
+            tools.counts.cleanup_errors += 1
             errors.append(f"{hook.name}: {type(error).__name__}: {error}")
     return errors
 
