@@ -1,12 +1,14 @@
 """Calls of an operator on a node: what a backup and a look from outside need. For root, not for the api."""
 
 import os
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 
 from aiohttp import web
 
 from sandboxd.app.metrics import CONTENT_TYPE, Meters
 from sandboxd.app.query import Query
-from sandboxd.app.server import peer_of
+from sandboxd.app.server import peer_of, runner
 from sandboxd.contract.problems import ProblemError
 from sandboxd.errors import LedgerError
 from sandboxd.ledger.base import Ledger
@@ -21,13 +23,25 @@ def routes(ledger: Ledger, meters: Meters) -> list[web.AbstractRouteDef]:
     ]
 
 
-def open_routes(meters: Meters) -> list[web.AbstractRouteDef]:
-    """Return the routes of the metrics listener, where nobody is asked who calls."""
+@asynccontextmanager
+async def listening(meters: Meters, host: str, port: int | None) -> AsyncGenerator[None]:
+    """Serve `/metrics` on an address of its own while inside, where a port is set: nothing else is there."""
+    if port is None:
+        yield
+        return
 
     async def metrics(_request: web.Request) -> web.Response:
         return _answer(meters)
 
-    return [web.get("/metrics", metrics)]
+    app = web.Application()
+    app.add_routes([web.get("/metrics", metrics)])
+    serves = runner(app)
+    await serves.setup()
+    try:
+        await web.TCPSite(serves, host, port).start()
+        yield
+    finally:
+        await serves.cleanup()
 
 
 class _OperatorCalls:

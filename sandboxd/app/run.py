@@ -83,7 +83,8 @@ async def serving(config: NodeConfig, parts: Parts) -> AsyncGenerator[Node]:
     link = SocketLink(config.api_socket_path)
     async with opened(config, parts) as node:
         heartbeat = Heartbeat(node.manager, node.reporter, link, parts.clock, every_seconds=config.heartbeat_seconds)
-        async with asyncio.TaskGroup() as group, _listening(node):
+        metrics = operator.listening(node.meters, config.node_metrics_host, config.node_metrics_port)
+        async with metrics, asyncio.TaskGroup() as group, _listening(node):
             background = (
                 group.create_task(node.upkeep.run(node.manager, parts.clock, config.heartbeat_seconds)),
                 group.create_task(heartbeat.run()),
@@ -99,34 +100,12 @@ async def serving(config: NodeConfig, parts: Parts) -> AsyncGenerator[Node]:
 @asynccontextmanager
 async def _listening(node: Node) -> AsyncGenerator[None]:
     config = node.config
-    routes = [
-        *node_calls.routes(node.manager, node.reporter),
-        *data_plane.routes(node.manager),
-        *operator.routes(node.parts.ledger, node.meters),
-    ]
-    serves = runner(application(allowed_peers(config.api_user), routes))
+    routes = [*node_calls.routes(node.manager, node.reporter), *data_plane.routes(node.manager)]
+    own = operator.routes(node.parts.ledger, node.meters)
+    serves = runner(application(allowed_peers(config.api_user), [*routes, *own]))
     await serves.setup()
     try:
         await web.SockSite(serves, listen(config.node_socket_path, config.api_user)).start()
-        async with _metrics_listening(node):
-            yield
-    finally:
-        await serves.cleanup()
-
-
-@asynccontextmanager
-async def _metrics_listening(node: Node) -> AsyncGenerator[None]:
-    """Serve `/metrics` on an address of its own, where one is set: nothing else is there."""
-    port = node.config.node_metrics_port
-    if port is None:
-        yield
-        return
-    app = web.Application()
-    app.add_routes(operator.open_routes(node.meters))
-    serves = runner(app)
-    await serves.setup()
-    try:
-        await web.TCPSite(serves, node.config.node_metrics_host, port).start()
         yield
     finally:
         await serves.cleanup()

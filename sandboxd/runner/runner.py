@@ -41,13 +41,11 @@ class Runner:
     async def run_recovered(self) -> None:
         """Take it over from an earlier agent, run it, end it."""
         cause = await recover(self.life, self._tools)
-        self._tools.counts.adoptions["adopted" if cause is None else "failed"] += 1
         self.life.adopted.set()
         await self._run(cause)
 
     async def run_burial(self, cause: Cause, *, same_boot: bool) -> None:
         """End what cannot be taken over."""
-        self._tools.counts.adoptions["buried"] += 1
         self.life.adopted.set()
         await end(self.life, self._tools, cause, same_boot=same_boot)
 

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from sandboxd.clock import Clock
-from sandboxd.counts import Counts
 from sandboxd.hooks.base import FailPoints, Hook
 from sandboxd.ledger.base import Ledger
+from sandboxd.runner.counts import Counts
 from sandboxd.runner.failure import KeepFailure, keep_nothing
 from sandboxd.runtime.base import Runtime
 
