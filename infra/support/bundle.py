@@ -7,8 +7,10 @@ import os
 import platform
 import shutil
 import sqlite3
+import subprocess
 import tarfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, suppress
 from importlib.metadata import version
@@ -17,7 +19,7 @@ from typing import Any, Final
 
 from infra import doctor
 from infra.config import LauncherConfig
-from infra.launcher import account, as_user, logs, node_socket, rotation, told, untrusted
+from infra.launcher import account, as_user, logs, node_socket, rotation, told, units, untrusted
 from infra.launcher.account import LauncherError
 from infra.launcher.told import UntoldError
 from infra.launcher.untrusted import UntrustedError
@@ -29,6 +31,7 @@ from sandboxd.contract.ids import is_id
 _MOST_RECORD_BYTES: Final = 1 << 20
 _MOST_LEDGER_BYTES: Final = 1 << 30
 _MOST_LOG_BYTES: Final = 4 << 20
+_MOST_JOURNAL_LINES: Final = 200_000
 _MOST_FAILURE_BYTES: Final = 1 << 20
 _RECORD_SECONDS: Final = 30
 
@@ -64,8 +67,8 @@ def _collected(
         ("ledger.json", lambda: _ledger(config, sandbox_id)),
         ("node.json", lambda: _node(config, sandbox_id)),
         ("failure.json", lambda: _failure(config, sandbox_id)),
-        ("api.log", lambda: _log(config, "api", sandbox_id)),
-        ("node.log", lambda: _log(config, "node", sandbox_id)),
+        ("api.log", lambda: lines_naming(config, "api", sandbox_id)),
+        ("node.log", lambda: lines_naming(config, "node", sandbox_id)),
         ("machine.json", lambda: _machine(config)),
         ("doctor.json", lambda: [finding._asdict() for finding in doctor.examine(config)]),
     ):
@@ -145,18 +148,32 @@ def _failure(config: LauncherConfig, sandbox_id: str) -> Any:
         return json.loads(file.read(_MOST_FAILURE_BYTES))
 
 
-def _log(config: LauncherConfig, program: str, sandbox_id: str) -> str:
+def lines_naming(config: LauncherConfig, program: str, sandbox_id: str) -> str:
     """Return the lines that name the sandbox, the last of them where they are many."""
-    kept: list[str] = []
+    kept: deque[str] = deque()
     size = 0
-    for path in rotation.all_of(config.logs_dir / f"{program}.log"):
-        for line in logs.lines_of(path):
-            if sandbox_id in line:
-                kept.append(logs.printable(line))
-                size += len(line)
-                while size > _MOST_LOG_BYTES:
-                    size -= len(kept.pop(0))
+    for line in _lines(config, program):
+        if sandbox_id in line:
+            kept.append(logs.printable(line))
+            size += len(kept[-1])
+            while size > _MOST_LOG_BYTES:
+                size -= len(kept.popleft())
     return "".join(f"{line}\n" for line in kept)
+
+
+def _lines(config: LauncherConfig, program: str) -> Iterator[str]:
+    """Yield the lines of a program's logs: the launcher's, or else the journal's."""
+    files = rotation.all_of(config.logs_dir / f"{program}.log")
+    for path in files:
+        yield from logs.lines_of(path)
+    journal = shutil.which("journalctl")
+    if files or journal is None:
+        return
+    unit = f"--unit={units.name(config.instance, program)}"
+    command = [journal, unit, "--output=cat", "--no-pager", "--quiet", f"--lines={_MOST_JOURNAL_LINES}"]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as running:
+        for line in running.stdout or ():
+            yield line.decode(errors="replace").rstrip("\n")
 
 
 def _machine(config: LauncherConfig) -> dict[str, Any]:

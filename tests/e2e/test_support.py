@@ -17,7 +17,11 @@ import pytest
 
 import harness
 from harness import Platform
+from infra.config import LauncherConfig
+from infra.support import bundle
 from infra.support.record import main as print_record
+
+UNKNOWN = "sbx" + "a" * 20
 
 
 @pytest.fixture(scope="module")
@@ -96,8 +100,7 @@ def test_no_secret_is_in_it(box: Platform, tmp_path: Path) -> None:
 
 
 def test_what_is_broken_does_not_keep_the_rest_back(box: Platform, tmp_path: Path) -> None:
-    unknown = "sbx" + "a" * 20
-    files = collected(box, unknown, tmp_path / "bundle")
+    files = collected(box, UNKNOWN, tmp_path / "bundle")
     assert json.loads(files["record.json"]) is None
     assert {"failure.json", "node.json"} <= json.loads(files["missing.json"]).keys()
     assert "machine.json" in files
@@ -113,7 +116,7 @@ def test_what_is_no_id_is_refused(box: Platform, tmp_path: Path, word: str) -> N
 
 def test_a_file_that_is_there_stays(box: Platform, tmp_path: Path) -> None:
     (tmp_path / "bundle").symlink_to(tmp_path / "victim")
-    assert support(box, "sbx" + "a" * 20, tmp_path / "bundle").returncode == 1
+    assert support(box, UNKNOWN, tmp_path / "bundle").returncode == 1
     assert not (tmp_path / "victim").exists()
 
 
@@ -123,3 +126,13 @@ def test_the_record_is_printed_as_json(tmp_path: Path, capsys: pytest.CaptureFix
     record: dict[str, Any] = json.loads(capsys.readouterr().out)
     assert record["spec"]["resources"]
     box.http.delete(f"/v1/sandboxes/{sandbox}", params={"grace_seconds": 0}).raise_for_status()
+
+
+def test_where_systemd_keeps_the_logs_it_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = tmp_path / "journalctl"
+    journal.write_text(f'#!/bin/sh\nprintf "%s\\n" "$*" "of {UNKNOWN}" "of another"\n')
+    journal.chmod(0o755)
+    monkeypatch.setattr(bundle.shutil, "which", lambda _name: str(journal))  # pyright: ignore[reportUnknownLambdaType, reportUnknownArgumentType] - stands for a function
+    config = LauncherConfig(data_dir=tmp_path)
+    assert bundle.lines_naming(config, "node", UNKNOWN) == f"of {UNKNOWN}\n"
+    assert "--unit=sandlot-node.service" in bundle.lines_naming(config, "node", "--unit")
