@@ -171,6 +171,21 @@ def test_an_empty_place_needs_no_force(box: Platform, tmp_path: Path) -> None:
     assert not list(data.glob(".restore-*"))
 
 
+@pytest.mark.parametrize("option", ["--images", "--no-images"])
+def test_images_come_along_when_asked_and_their_records_always(box: Platform, tmp_path: Path, option: str) -> None:
+    root = tmp_path / "root"
+    (root / "etc").mkdir(parents=True)
+    assert sandlotd(box, "image", "import", str(root), "tiny").returncode == 0
+    backup = backed_up(box, tmp_path / "backup", option)
+    data = tmp_path / "data"
+    env = elsewhere(box, data)
+    assert sandlotd(box, "restore", str(backup), **env).returncode == 0
+    assert ("tiny" in sandlotd(box, "image", "ls", **env).stdout) is (option == "--images")
+    # Made again from the same tree it is the same image, and has its names of before.
+    assert sandlotd(box, "image", "import", str(root), "other", **env).returncode == 0
+    assert "tiny,other" in sandlotd(box, "image", "ls", **env).stdout
+
+
 @pytest.mark.parametrize("kind", ["flipped", "short", "more", "swapped", "link", "text", "newer"])
 def test_what_is_not_as_it_was_made_is_refused(box: Platform, tmp_path: Path, kind: str) -> None:
     files = contents(backed_up(box, tmp_path / "backup"))
