@@ -4,6 +4,8 @@ import os
 import sys
 import time
 
+from sqlalchemy.exc import OperationalError
+
 from api.config import Settings
 from api.services.root_key import NoProjectError, issue
 
@@ -17,5 +19,5 @@ if __name__ == "__main__":
                 random_bytes=os.urandom,
             )
         )
-    except NoProjectError:
-        sys.exit("the api has never been started here: its first start makes the key")
+    except (NoProjectError, OperationalError):
+        sys.exit("the database cannot be used; the api's first start makes it, and the key")

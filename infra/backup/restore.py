@@ -12,7 +12,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Final, NamedTuple
 
-from api.store.migrate import HEAD
 from infra.backup import ledger, manifest
 from infra.backup.ledger import Standing
 from infra.backup.manifest import Entry, Known, Manifest, UnfitError
@@ -20,11 +19,13 @@ from infra.config import LauncherConfig
 from infra.doctor.leftovers import listens
 from infra.launcher import account, lock, swap
 from infra.launcher.account import LauncherError
+from infra.setup.places import REPOSITORY
 from sandboxd.ledger.base import SCHEMA_VERSION
 
 STAGE_PREFIX: Final = ".restore-"
 ASIDE_PREFIX: Final = "replaced-"
 _BLOCK_BYTES: Final = 1 << 20
+_MIGRATIONS: Final = REPOSITORY / "api" / "migrations" / "versions"
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -64,10 +65,15 @@ def restore(
             shutil.rmtree(fresh, ignore_errors=True)
 
 
+def newest_migration() -> str:
+    """Return the last migration this program knows, from the names of its scripts: the tool for them is large."""
+    return max(path.name[:4] for path in _MIGRATIONS.glob("[0-9]*_*.py"))
+
+
 def _restore(
     config: LauncherConfig, source: Path, fresh: Path, *, force: bool, moved: Callable[[str], None] | None
 ) -> Restored:
-    known = Known(version=version("sandlot-server"), database=HEAD, ledger=SCHEMA_VERSION)
+    known = Known(version=version("sandlot-server"), database=newest_migration(), ledger=SCHEMA_VERSION)
     with tarfile.open(source, mode="r|gz") as archive:
         described = _described(archive, known)
         names = manifest.targets(entry.name for entry in described.files)

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Generator
+from pathlib import Path
 
 import httpx
 import pytest
@@ -50,6 +51,17 @@ def test_a_lost_key_is_replaced_and_others_may_be_kept(box: Platform) -> None:
     assert done.returncode == 0, done.stderr
     assert works(box, old)
     assert works(box, done.stdout.strip())
+
+
+def test_where_the_api_never_ran_it_says_so(box: Platform, tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    for path in tmp_path.parents[:2]:
+        path.chmod(0o755)
+    command = [sys.executable, "-m", "infra.sandlotd", "key", "new"]
+    env = {**box.env, "SANDLOT_DATA_DIR": str(tmp_path / "data"), "SANDLOT_RUN_DIR": str(tmp_path / "run")}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "first start makes it" in done.stderr
 
 
 def test_without_a_database_there_is_none(tmp_path: os.PathLike[str]) -> None:

@@ -3,7 +3,9 @@ from typing import Any
 
 import pytest
 
+from api.store.migrate import HEAD
 from infra.backup.manifest import Known, UnfitError, parse, targets
+from infra.backup.restore import newest_migration
 
 KNOWN = Known(version="0.3.0", database="0004", ledger=2)
 
@@ -60,3 +62,7 @@ def test_a_file_named_twice_is_refused() -> None:
 
 def test_an_old_write_ahead_log_goes_with_its_ledger() -> None:
     assert targets(["node/ledger.db", "node/node.key"]) == ["ledger.db", "ledger.db-wal", "ledger.db-shm", "node.key"]
+
+
+def test_the_newest_migration_is_the_one_the_database_is_brought_to() -> None:
+    assert newest_migration() == HEAD

@@ -1,6 +1,8 @@
 """The operate page knows every check of doctor, every command of `sandlotd`, and every reason it explains is one."""
 
 import re
+import subprocess
+import sys
 from typing import Final
 
 from typer.core import TyperGroup
@@ -44,3 +46,8 @@ def test_reasons_are_reasons() -> None:
     )
     assert named
     assert named <= {reason.value for reason in SandboxReason}
+
+
+def test_the_command_does_not_load_what_only_the_api_needs() -> None:
+    code = "import infra.sandlotd, sys; sys.exit('sqlalchemy' in sys.modules or 'fastapi' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
