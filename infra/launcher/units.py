@@ -100,7 +100,8 @@ def remove(config: LauncherConfig, *, unit_dir: Path = UNIT_DIR) -> list[Path]:
     found = installed(config, unit_dir=unit_dir)
     if not found:
         return []
-    _systemctl("disable", "--now", *(path.name for path in found if path.suffix != ".slice"))
+    _systemctl("stop", *(path.name for path in found if path.suffix != ".slice"))
+    _systemctl("disable", f"{prefix(config.instance)}.target")
     for path in found:
         path.unlink(missing_ok=True)
     _systemctl("daemon-reload")

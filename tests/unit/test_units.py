@@ -73,6 +73,17 @@ def test_the_api_can_write_only_its_instances_directories() -> None:
     assert "CAP_SYS_ADMIN" not in options["CapabilityBoundingSet"][0]
 
 
+def test_the_target_brings_both_and_takes_both_with_it() -> None:
+    texts = units.rendered(CONFIG)
+    programs = {name for name in texts if name.endswith(".service")}
+    target = sections(texts["sandlot-other.target"])
+    assert set(target["Unit"]["Wants"][0].split()) == programs
+    assert target["Install"]["WantedBy"] == ["multi-user.target"]
+    for name in programs:
+        assert sections(texts[name])["Unit"]["PartOf"] == ["sandlot-other.target"]
+        assert "Install" not in sections(texts[name])  # enabling the target is enough, and the only way
+
+
 def test_what_they_start_is_there() -> None:
     for name in ("sandlot-other-api.service", "sandlot-other-node.service"):
         options = sections(units.rendered(CONFIG)[name])["Service"]
