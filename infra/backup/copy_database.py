@@ -6,14 +6,21 @@ Prints the last migration.
 
 import os
 import sqlite3
+import stat
 import sys
 from contextlib import closing
+from pathlib import Path
 from urllib.parse import quote
 
 
 def main(source: str, target: str) -> None:
     """Copy in one go: a reader of a write-ahead log keeps no writer waiting."""
     os.umask(0o077)
+    for suffix in ("", "-wal", "-shm", "-journal"):
+        path = Path(source + suffix)
+        # Reading a pipe would wait for ever. Whoever swaps it in later gains no more than a backup that is given up.
+        if os.path.lexists(path) and not stat.S_ISREG(path.lstat().st_mode):
+            sys.exit(f"{path} is no plain file")
     with (
         closing(sqlite3.connect(f"file:{quote(source)}?mode=rw", uri=True, timeout=30)) as origin,
         closing(sqlite3.connect(target)) as copy,

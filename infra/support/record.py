@@ -10,7 +10,7 @@ _LISTS = ("labels", "spec")
 
 
 def main(database: str, sandbox_id: str) -> None:
-    """Print the record, or null."""
+    """Print the record, or null. Whoever makes this wait gains a bundle without it: its time is bounded."""
     with closing(sqlite3.connect(f"file:{quote(database)}?mode=rw", uri=True, timeout=10)) as connection:
         connection.row_factory = sqlite3.Row
         row = connection.execute("SELECT * FROM sandboxes WHERE id = ?", (sandbox_id,)).fetchone()

@@ -57,13 +57,14 @@ def packed(target: Path, files: dict[str, bytes]) -> Path:
     return target
 
 
-def elsewhere(box: Platform, data: Path) -> dict[str, str]:
-    """Settings of an instance with a data directory of its own."""
-    instance = harness.fresh_instance()
+def elsewhere(data: Path) -> dict[str, str]:
+    """Settings of an instance with directories of its own, which the api's user can reach."""
+    for path in (data.parent, *data.parent.parents[:2]):
+        path.chmod(0o755)
     return {
         "SANDLOT_DATA_DIR": str(data),
-        "SANDLOT_RUN_DIR": f"/run/sandlot-{instance}",
-        "SANDLOT_INSTANCE": instance,
+        "SANDLOT_RUN_DIR": str(data.with_name("run")),
+        "SANDLOT_INSTANCE": harness.fresh_instance(),
     }
 
 
@@ -160,7 +161,7 @@ def test_elsewhere_everything_is_there_and_ends_are_true(
 def test_an_empty_place_needs_no_force(box: Platform, tmp_path: Path) -> None:
     backup = backed_up(box, tmp_path / "backup")
     data = tmp_path / "data"
-    env = elsewhere(box, data)
+    env = elsewhere(data)
     done = sandlotd(box, "restore", str(backup), **env)
     assert done.returncode == 0, done.stderr
     assert (data / "api" / "root-key").read_text().strip() == box.key
@@ -178,7 +179,7 @@ def test_images_come_along_when_asked_and_their_records_always(box: Platform, tm
     assert sandlotd(box, "image", "import", str(root), "tiny").returncode == 0
     backup = backed_up(box, tmp_path / "backup", option)
     data = tmp_path / "data"
-    env = elsewhere(box, data)
+    env = elsewhere(data)
     assert sandlotd(box, "restore", str(backup), **env).returncode == 0
     assert ("tiny" in sandlotd(box, "image", "ls", **env).stdout) is (option == "--images")
     # Made again from the same tree it is the same image, and has its names of before.
@@ -213,7 +214,7 @@ def test_what_is_not_as_it_was_made_is_refused(box: Platform, tmp_path: Path, ki
             link.type, link.linkname = tarfile.SYMTYPE, "/etc/shadow"
             archive.addfile(link)
     data = tmp_path / "data"
-    done = sandlotd(box, "restore", str(changed), **elsewhere(box, data))
+    done = sandlotd(box, "restore", str(changed), **elsewhere(data))
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert "fix:" in done.stderr
@@ -229,7 +230,7 @@ def _written(path: Path, content: bytes) -> Path:
 def test_restoring_half_way_leaves_the_old(box: Platform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     backup = backed_up(box, tmp_path / "backup")
     data = tmp_path / "data"
-    env = elsewhere(box, data)
+    env = elsewhere(data)
     assert sandlotd(box, "restore", str(backup), **env).returncode == 0
     config = box.config.model_copy(update={"data_dir": data, "run_dir": tmp_path / "run"})
     before = _tree(data)
@@ -250,7 +251,7 @@ def _tree(base: Path) -> dict[str, bytes]:
 def test_a_restore_that_was_killed_is_undone_by_the_next_start(box: Platform, tmp_path: Path) -> None:
     backup = backed_up(box, tmp_path / "backup")
     data = tmp_path / "data"
-    env = elsewhere(box, data)
+    env = elsewhere(data)
     assert sandlotd(box, "restore", str(backup), **env).returncode == 0
     before = _tree(data)
     code = (
@@ -291,25 +292,28 @@ def restored(box: Platform, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data directory where nothing runs."""
     directory = tmp_path_factory.mktemp("restored")
     backup = backed_up(box, directory / "backup")
-    assert sandlotd(box, "restore", str(backup), **elsewhere(box, directory / "data")).returncode == 0
+    assert sandlotd(box, "restore", str(backup), **elsewhere(directory / "data")).returncode == 0
     return directory / "data"
 
 
 @pytest.mark.parametrize("name", ["root-key", "secret", "api.db", "api.db-wal"])
-@pytest.mark.parametrize("kind", ["link", "pipe", "hard link", "endless"])
+@pytest.mark.parametrize("kind", ["nothing", "link", "pipe", "hard link", "endless"])
 def test_nothing_the_apis_user_puts_there_is_followed(
     box: Platform, restored: Path, tmp_path: Path, name: str, kind: str
 ) -> None:
     """Root reads none of it, waits for none of it, and writes through none of it."""
     data = tmp_path / "data"
-    env = elsewhere(box, data)
+    env = elsewhere(data)
     subprocess.run(["cp", "-a", str(restored), str(data)], check=True)
     victim = tmp_path / "victim"
     victim.write_bytes(b"v" * 32)
     victim.chmod(0o600)
     path = data / "api" / name
-    path.unlink(missing_ok=True)
+    if kind != "nothing":
+        path.unlink(missing_ok=True)
     match kind:
+        case "nothing":
+            pass
         case "link":
             path.symlink_to(victim)
         case "pipe":
@@ -329,6 +333,7 @@ def test_nothing_the_apis_user_puts_there_is_followed(
     )
     assert "Traceback" not in done.stderr
     assert victim.read_bytes() == b"v" * 32
+    assert kind != "nothing" or done.returncode == 0, done.stderr
     if (tmp_path / "second").exists():
         assert b"v" * 32 not in b"".join(contents(tmp_path / "second").values())
     assert not list(data.glob(".backup-*"))
