@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 
+from infra import operator
 from infra.config import LauncherConfig
 from infra.doctor import report
 from infra.launcher import account, box, programs
@@ -22,6 +23,7 @@ app = typer.Typer(
 )
 images = typer.Typer(no_args_is_help=True, help="Images of this node.")
 app.add_typer(images, name="image")
+operator.add_to(app)
 
 
 @app.command()
@@ -52,6 +54,7 @@ def api() -> None:
     config = LauncherConfig()
     if os.geteuid() == 0:
         account.ensure_directories(config, account.ensure_account(config.api_user))
+        box.undo_restore(config)
         _become(programs.api(config, os.environ).argv, config, home=str(config.api_data_dir))
     _become((sys.executable, "-m", "api"), config, home=str(config.api_data_dir))
 

@@ -40,6 +40,10 @@ class NodeConfig(BaseSettings):
     """Where the api listens for reports; default `<run>/api/api.sock`."""
     node_socket: Path | None = None
     """Where the node listens for the api; default `<run>/api/sandboxd.sock`."""
+    node_metrics_port: int | None = Field(default=None, ge=1, le=65535)
+    """A listener for the node's /metrics, without a key, on `node_metrics_host`."""
+    node_metrics_host: str = "127.0.0.1"
+    """The address of that listener. Whoever reaches it reads numbers, no names."""
     heartbeat_seconds: float = Field(default=5, gt=0)
     """How often everything is reported, and everything is looked after."""
 

@@ -28,6 +28,7 @@ def observe(platform: Platform) -> None:
     states = Counter(report.state for report in platform.fleet.observed.values())
     for state in SandboxState:
         platform.metrics.observed.labels(state.value).set(states.get(state, 0))
+    platform.metrics.pending.set(len(platform.starting))
     members = platform.fleet.members.values()
     silent = sum(member.silent for member in members)
     platform.metrics.nodes.labels("ready").set(len(members) - silent)

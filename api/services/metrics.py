@@ -36,6 +36,9 @@ class Metrics:
         self.observed = Gauge(
             "sandlot_sandboxes", "Sandboxes nodes report, by state.", ["state"], registry=self.registry
         )
+        self.pending = Gauge(
+            "sandlot_creates_pending", "Creates that wait for a node's answer.", registry=self.registry
+        )
         self.nodes = Gauge("sandlot_nodes", "Nodes by state.", ["state"], registry=self.registry)
         self.reports = Counter(
             "sandlot_node_reports_total", "Node reports by outcome.", ["outcome"], registry=self.registry

@@ -31,6 +31,7 @@ def main(arguments: list[str]) -> int:
     if unknown:
         print(f"no such step: {', '.join(unknown)}; there are {', '.join(STEPS)}", file=sys.stderr)
         return 2
+    os.umask(0o022)  # the programs read what is made here as other users
     cache = cache_dir()
     progress = Progress(cache / "logs")
     started = time.monotonic()

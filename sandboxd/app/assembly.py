@@ -11,7 +11,9 @@ from typing import Final
 
 import structlog
 
+from sandboxd.app.failures import FailureStore
 from sandboxd.app.identity import Identity, read_identity
+from sandboxd.app.metrics import Meters
 from sandboxd.cgroups import Cgroups
 from sandboxd.clock import Clock, HostClock
 from sandboxd.config import NodeConfig
@@ -71,6 +73,7 @@ class Node:
     manager: Manager
     reporter: Reporter
     upkeep: Upkeep
+    meters: Meters
 
 
 def real_parts(config: NodeConfig) -> Parts:
@@ -129,6 +132,7 @@ def make_manager(config: NodeConfig, parts: Parts, identity: Identity, boot_id: 
             disk_full=lambda: is_full(parts.host),
             drain_seconds=config.stop_drain_seconds,
             backstop_margin_seconds=config.backstop_margin_seconds,
+            keep_failure=FailureStore(config.data_dir / "failures"),
         )
 
     rules = AdmissionRules(
@@ -180,6 +184,7 @@ async def opened(config: NodeConfig, parts: Parts) -> AsyncGenerator[Node]:
                 manager=manager,
                 reporter=Reporter(manager, parts.images, facts),
                 upkeep=Upkeep(parts.network, parts.host, disk_watermark_mib=config.disk_watermark_mib),
+                meters=Meters(manager, parts.host, version=facts.version, runtime=found.version),
             )
     finally:
         await parts.network.stop(keep=True)

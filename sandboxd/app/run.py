@@ -14,7 +14,7 @@ import structlog
 import uvloop
 from aiohttp import web
 
-from sandboxd.app import data_plane
+from sandboxd.app import data_plane, operator
 from sandboxd.app import node as node_calls
 from sandboxd.app.assembly import Node, Parts, opened, real_parts
 from sandboxd.app.logs import set_up_logs
@@ -83,7 +83,8 @@ async def serving(config: NodeConfig, parts: Parts) -> AsyncGenerator[Node]:
     link = SocketLink(config.api_socket_path)
     async with opened(config, parts) as node:
         heartbeat = Heartbeat(node.manager, node.reporter, link, parts.clock, every_seconds=config.heartbeat_seconds)
-        async with asyncio.TaskGroup() as group, _listening(node):
+        metrics = operator.listening(node.meters, config.node_metrics_host, config.node_metrics_port)
+        async with metrics, asyncio.TaskGroup() as group, _listening(node):
             background = (
                 group.create_task(node.upkeep.run(node.manager, parts.clock, config.heartbeat_seconds)),
                 group.create_task(heartbeat.run()),
@@ -100,7 +101,8 @@ async def serving(config: NodeConfig, parts: Parts) -> AsyncGenerator[Node]:
 async def _listening(node: Node) -> AsyncGenerator[None]:
     config = node.config
     routes = [*node_calls.routes(node.manager, node.reporter), *data_plane.routes(node.manager)]
-    serves = runner(application(allowed_peers(config.api_user), routes))
+    own = operator.routes(node.parts.ledger, node.meters)
+    serves = runner(application(allowed_peers(config.api_user), [*routes, *own]))
     await serves.setup()
     try:
         await web.SockSite(serves, listen(config.node_socket_path, config.api_user)).start()

@@ -92,6 +92,15 @@ class Ledger(Protocol):
         """Keep the highest epoch ever given. LedgerError."""
         ...
 
+    async def copy(self) -> bytes:
+        """Return everything that was written so far as one SQLite file. LedgerError."""
+        ...
+
+    @property
+    def write_errors(self) -> int:
+        """How many writes have failed since `open`."""
+        ...
+
     async def close(self) -> None:
         """Write what is still waiting and let go. Idempotent."""
         ...

@@ -58,6 +58,12 @@ class Admission:
             sandboxes=len(self._promised),
         )
 
+    def under_pressure(self) -> bool:
+        """Tell whether nothing is admitted for want of memory or disk, whatever is promised."""
+        rules = self._rules
+        scarce = self._host.memory_available_mib() < rules.memory_floor_mib
+        return scarce or self._host.disk_free_mib() < rules.disk_reserve_mib
+
     def admit(self, sandbox_id: str, resources: Resources) -> None:
         """Promise resources; `impossible_resources` or `no_capacity` otherwise. Again for the same id: nothing."""
         if sandbox_id in self._promised:

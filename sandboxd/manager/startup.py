@@ -45,7 +45,10 @@ class StartUp:
         for record in living:
             self._take_on(manager, record)
         for record in living:
-            await manager.runners[record.sandbox_id].life.adopted.wait()
+            life = manager.runners[record.sandbox_id].life
+            await life.adopted.wait()
+            outcome = "adopted" if life.cause is None else "failed"
+            manager.tools.counts.adoptions[outcome if record.boot_id == manager.boot_id else "buried"] += 1
         _log.info("node started", running=len(living), ended=len(ended), removed=len(unborn))
 
     def _take_on(self, manager: Manager, record: Record) -> None:

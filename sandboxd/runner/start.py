@@ -32,12 +32,14 @@ async def start(life: Life, tools: Tools, line: asyncio.Semaphore, deadline_seco
             async with line:
                 await _prepare(life, tools)
     except Exception as error:  # noqa: BLE001 - whatever fails, the start is undone and answered
+        tools.counts.starts["failed" if life.cause is None else "overtaken"] += 1
         return _cause(life, error, deadline_seconds, expired=scope.expired())
     finally:
         life.cut = None
     # From here on it is a running sandbox, also if its end was asked for while the last write was under way.
     life.move(SandboxState.RUNNING)
     life.settled.set()
+    tools.counts.starts["running"] += 1
     if not life.awaiting:
         tools.changed(life.id)  # else it would be said twice; should the answer get lost, the next full report says it
     _log.info("sandbox running", sandbox_id=life.id, seconds=round(loop.time() - began, 3))

@@ -14,6 +14,7 @@ from sandboxd.guest_client.base import Guest, GuestError, GuestUnreachableError
 from sandboxd.hooks.base import unless_dead
 from sandboxd.ledger.base import Phase, Record
 from sandboxd.runner.evidence import judge
+from sandboxd.runner.failure import keep
 from sandboxd.runner.life import Cause, Life
 from sandboxd.runner.tools import Tools
 
@@ -75,6 +76,7 @@ async def _judge(life: Life, tools: Tools, cause: Cause, *, same_boot: bool) -> 
     """Decide the reason and write it down: what it stands on is about to be deleted."""
     await _reach(tools, "stop.judge")
     life.verdict = judge(life, tools, cause, same_boot=same_boot)
+    await keep(life, tools.runtime, tools.keep_failure, cause)
     if life.record.intent is not life.verdict.reason:
         await _write(tools, life.write(intent=life.verdict.reason, message=life.verdict.message))
     life.ended.set()
@@ -88,6 +90,7 @@ async def _finish(life: Life, tools: Tools) -> None:
     life.settled.set()
     life.over.set()
     tools.changed(life.id)
+    tools.counts.ends[report.state, report.reason or ""] += 1
     _log.info(
         "sandbox ended",
         sandbox_id=life.id,
@@ -128,6 +131,7 @@ async def undo(life: Life, tools: Tools) -> list[str]:
             await hook.cleanup(life.parts)
         except Exception as error:  # noqa: BLE001 - the others are undone all the same
             standing.add(hook.name)
+            tools.counts.cleanup_errors += 1
             errors.append(f"{hook.name}: {type(error).__name__}: {error}")
     return errors
 

@@ -84,6 +84,9 @@ class RuntimeVersion:
 class RuntimeFailedError(Exception):
     """A verb failed. `str()` is the runtime's own words, without host paths' secrets; for operators."""
 
+    log: str = ""
+    """The end of what the command logged, if it was one."""
+
 
 class ImageUnreadableError(RuntimeFailedError):
     """The runtime could not open or understand the root file system."""
@@ -145,6 +148,10 @@ class Runtime(Protocol):
 
     def panicked(self, sandbox_id: str) -> bool:
         """Tell whether the sentry left a panic log."""
+        ...
+
+    def panic_log(self, sandbox_id: str) -> str:
+        """Return the beginning of the sentry's panic log; empty when there is none. Hostile input may be in it."""
         ...
 
     def guest(self, sandbox_id: str, address: str, token: str) -> Guest:

@@ -209,6 +209,9 @@ class FakeRuntime:
         sandbox = self.world.sandboxes.get(sandbox_id)
         return sandbox is not None and sandbox.panicked
 
+    def panic_log(self, sandbox_id: str) -> str:
+        return "panic: as asked for" if self.panicked(sandbox_id) else ""
+
     def guest(self, sandbox_id: str, address: str, token: str) -> Guest:  # noqa: ARG002 - every runtime is asked so
         sandbox = self.world.sandboxes.get(sandbox_id)
         if sandbox is not None and sandbox.started:

@@ -156,6 +156,9 @@ class RunscRuntime:
     def panicked(self, sandbox_id: str) -> bool:
         return self._places.panicked(sandbox_id)
 
+    def panic_log(self, sandbox_id: str) -> str:
+        return self._places.read_panic_log(sandbox_id).decode(errors="replace")
+
     def guest(self, sandbox_id: str, address: str, token: str) -> Guest:  # noqa: ARG002 - every runtime is asked so
         return self._connect(address, token)
 
@@ -191,7 +194,9 @@ class RunscRuntime:
         except RuntimeFailedError as error:
             words = str(error)
             if _ROOT_UNREADABLE in words or (image is not None and str(image) in words):
-                raise ImageUnreadableError(words) from error
+                unreadable = ImageUnreadableError(words)
+                unreadable.log = error.log
+                raise unreadable from error
             raise
 
     async def _attach(self, sandbox_id: str) -> Live:

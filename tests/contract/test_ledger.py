@@ -215,3 +215,21 @@ async def test_a_second_agent_is_refused(tmp_path: Path) -> None:
     with pytest.raises(LedgerError, match="locked"):
         await SqliteLedger(tmp_path / "ledger.db").open()
     await first.close()
+
+
+async def test_a_copy_holds_all_that_was_asked_for_before_it(ledgers: Reopen, tmp_path: Path) -> None:
+    ledger = ledgers()
+    await ledger.open()
+    record, later = a_full_record(), a_record()
+    await ledger.raise_epoch(7)
+    ledger.put_soon(record)
+    copying = asyncio.ensure_future(ledger.copy())
+    await asyncio.sleep(0)
+    ledger.put_soon(later)
+    (tmp_path / "copy.db").write_bytes(await copying)
+    await ledger.close()
+    copy = SqliteLedger(tmp_path / "copy.db")
+    contents = await copy.open()
+    await copy.close()
+    assert contents.epoch == 7
+    assert contents.records == (record,)
