@@ -40,9 +40,7 @@ def stat(guest: RawGuest, path: str, **query: Any) -> dict[str, Any]:
     return reply.json
 
 
-def get(
-    guest: RawGuest, path: str, headers: dict[str, str] | None = None, **query: Any
-) -> tuple[http.client.HTTPResponse, bytes]:
+def get(guest: RawGuest, path: str, headers: Any = None, **query: Any) -> tuple[http.client.HTTPResponse, bytes]:
     answer = guest.send("GET", "files", query={"path": path, **query}, headers=headers).getresponse()
     return answer, answer.read()
 

@@ -12,7 +12,7 @@ import (
 	"sandlot.dev/guest/internal/wire"
 )
 
-// Listing says what of a directory is listed: so many levels, behind a path, at most so many (0: all).
+// Listing says what of a directory is listed: so many levels, behind a path (below it or whole), at most so many (0: all).
 type Listing struct {
 	Depth int
 	After string
@@ -45,6 +45,7 @@ func List(
 		}
 		defer unix.Close(dir)
 		w.base = tidy(full, dir)
+		w.After = strings.TrimPrefix(w.After, strings.TrimSuffix(w.base, "/")+"/")
 		entries, err := sorted(dir)
 		if err != nil {
 			return err

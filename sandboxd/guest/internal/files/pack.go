@@ -195,6 +195,6 @@ func (p *packer) header(name string, kind byte, target string, size int64, statu
 	return p.tar.WriteHeader(&tar.Header{
 		Name: name, Typeflag: kind, Linkname: target, Size: size, Mode: int64(status.Mode & 0o7777),
 		Uid: int(status.Uid), Gid: int(status.Gid), Uname: p.names.user(status.Uid), Gname: p.names.group(status.Gid),
-		ModTime: time.Unix(status.Mtim.Sec, status.Mtim.Nsec),
+		ModTime: time.Unix(status.Mtim.Sec, 0),
 	})
 }

@@ -55,7 +55,7 @@ func open(full string, flags int, mode uint32) (int, error) {
 // below opens a path that must not leave a directory, nor go through any link; ELOOP and EXDEV otherwise.
 func below(dir int, name string, flags int, mode uint32) (int, error) {
 	how := unix.OpenHow{
-		Flags: uint64(flags | unix.O_CLOEXEC | unix.O_NOFOLLOW), Mode: uint64(mode),
+		Flags: uint64(flags | unix.O_CLOEXEC), Mode: uint64(mode),
 		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS,
 	}
 	for {

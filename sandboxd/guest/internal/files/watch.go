@@ -7,6 +7,7 @@ import (
 	"os"
 	"path"
 	"strings"
+	"sync/atomic"
 	"time"
 	"unsafe"
 
@@ -22,6 +23,8 @@ const (
 	pairPatience = 20 * time.Millisecond
 	// mostWatched is how many directories one watch holds.
 	mostWatched = 65536
+	// mostBatches of events wait for whoever listens.
+	mostBatches = 256
 
 	watchMask = unix.IN_CREATE | unix.IN_MODIFY | unix.IN_ATTRIB | unix.IN_DELETE | unix.IN_MOVED_FROM | unix.IN_MOVED_TO |
 		unix.IN_DELETE_SELF | unix.IN_MOVE_SELF | unix.IN_EXCL_UNLINK
@@ -35,7 +38,6 @@ type watchedDir struct {
 }
 
 type watcher struct {
-	root      int
 	base      string
 	recursive bool
 	isFile    bool
@@ -46,6 +48,8 @@ type watcher struct {
 	dirs      map[int]*watchedDir
 	moved     *half
 	overflown bool
+	batches   chan []byte
+	dropped   atomic.Bool
 }
 
 // half is a rename of which only the old name is known yet.
@@ -62,12 +66,12 @@ func Watch(
 	ctx context.Context, user identity.User, full string, recursive bool,
 	begin func(), emit func(wire.FileEvent) error, flush func() error,
 ) *wire.Problem {
-	w := &watcher{recursive: recursive, emit: emit, dirs: map[int]*watchedDir{}, root: -1}
+	w := &watcher{recursive: recursive, emit: emit, dirs: map[int]*watchedDir{}, batches: make(chan []byte, mostBatches)}
 	err := as(user, func() error {
 		if err := w.open(full); err != nil {
 			return err
 		}
-		defer w.close()
+		defer w.notify.Close()
 		stop := context.AfterFunc(ctx, func() { _ = w.notify.SetReadDeadline(time.Unix(1, 0)) })
 		defer stop()
 		begin()
@@ -83,31 +87,27 @@ func Watch(
 	return nil
 }
 
+// open holds nothing open of what it watches: only then its end is told.
 func (w *watcher) open(full string) error {
-	var err error
-	if w.root, err = open(full, unix.O_PATH, 0); err != nil {
+	root, err := open(full, unix.O_PATH, 0)
+	if err != nil {
 		return err
 	}
-	w.base = tidy(full, w.root)
+	defer unix.Close(root)
+	w.base = tidy(full, root)
 	var status unix.Stat_t
-	if err = unix.Fstat(w.root, &status); err == nil {
-		w.isFile = status.Mode&unix.S_IFMT != unix.S_IFDIR
-		w.notifyFD, err = unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
+	if err := unix.Fstat(root, &status); err != nil {
+		return err
 	}
-	if err != nil {
-		unix.Close(w.root)
+	w.isFile = status.Mode&unix.S_IFMT != unix.S_IFDIR
+	if w.notifyFD, err = unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK); err != nil {
 		return err
 	}
 	w.notify = os.NewFile(uintptr(w.notifyFD), "inotify")
-	if err = w.add(w.root, "", false); err != nil {
-		w.close()
+	if err = w.add(root, "", false); err != nil {
+		w.notify.Close()
 	}
 	return err
-}
-
-func (w *watcher) close() {
-	w.notify.Close()
-	unix.Close(w.root)
 }
 
 // add watches what a descriptor stands for, and all directories below it. What is in them by then is announced, if asked
@@ -117,6 +117,10 @@ func (w *watcher) add(fd int, name string, announce bool) error {
 		w.overflown = true
 		return nil
 	}
+	// The kernel asks for this right, but not every one does.
+	if err := unix.Access(ownPath(fd), unix.R_OK); err != nil {
+		return err
+	}
 	number, err := unix.InotifyAddWatch(w.notifyFD, ownPath(fd), watchMask)
 	if errors.Is(err, unix.ENOSPC) {
 		w.overflown = true
@@ -124,6 +128,9 @@ func (w *watcher) add(fd int, name string, announce bool) error {
 	}
 	if err != nil {
 		return err
+	}
+	if name == "." {
+		name = ""
 	}
 	dir := &watchedDir{name: name}
 	w.dirs[number] = dir
@@ -171,7 +178,12 @@ func (w *watcher) found(opened int, dir *watchedDir, entry string, announce bool
 
 // addBelow watches a directory by its name. One that has gone, or that the user may not read, is none of this watch's.
 func (w *watcher) addBelow(name string, announce bool) {
-	fd, err := below(w.root, name, unix.O_PATH|unix.O_DIRECTORY, 0)
+	root, err := open(w.base, unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return
+	}
+	defer unix.Close(root)
+	fd, err := below(root, name, unix.O_PATH|unix.O_DIRECTORY, 0)
 	if err != nil {
 		return
 	}
@@ -179,9 +191,29 @@ func (w *watcher) addBelow(name string, announce bool) {
 	_ = w.add(fd, name, announce)
 }
 
-func (w *watcher) follow(ctx context.Context, flush func() error) {
-	buffer := make([]byte, 64*1024)
+// take reads what happens as it happens, whether or not somebody listens as fast: the runtime would keep it all. What
+// nobody has taken in time is dropped, and that it was is remembered.
+func (w *watcher) take(ctx context.Context) {
+	defer close(w.batches)
 	for ctx.Err() == nil {
+		buffer := make([]byte, 16*1024)
+		count, err := w.notify.Read(buffer)
+		if err != nil {
+			return
+		}
+		select {
+		case w.batches <- buffer[:count]:
+		default:
+			w.dropped.Store(true)
+		}
+	}
+}
+
+func (w *watcher) follow(ctx context.Context, flush func() error) {
+	silence := time.NewTimer(watchKeepalive)
+	defer silence.Stop()
+	go w.take(ctx)
+	for {
 		if flush() != nil {
 			return
 		}
@@ -189,23 +221,29 @@ func (w *watcher) follow(ctx context.Context, flush func() error) {
 		if w.moved != nil {
 			patience = pairPatience
 		}
-		_ = w.notify.SetReadDeadline(time.Now().Add(patience))
-		if ctx.Err() != nil {
-			return // it ended before the deadline was moved, and will not move it again
-		}
-		count, err := w.notify.Read(buffer)
-		switch {
-		case errors.Is(err, os.ErrDeadlineExceeded) && w.moved != nil:
-			err = w.alone()
-		case errors.Is(err, os.ErrDeadlineExceeded):
-			err = w.emit(wire.FileEvent{Kind: "keepalive"})
-		case err == nil:
-			err = w.batch(buffer[:count])
+		silence.Reset(patience)
+		var err error
+		select {
+		case data, open := <-w.batches:
+			if !open {
+				return
+			}
+			err = w.batch(data)
+		case <-silence.C:
+			err = w.quiet()
 		}
 		if err != nil {
 			return
 		}
 	}
+}
+
+// quiet is when nothing came for a while.
+func (w *watcher) quiet() error {
+	if w.moved != nil {
+		return w.alone()
+	}
+	return w.emit(wire.FileEvent{Kind: "keepalive"})
 }
 
 func (w *watcher) batch(data []byte) error {
@@ -221,6 +259,9 @@ func (w *watcher) batch(data []byte) error {
 			return err
 		}
 	}
+	if len(w.batches) == 0 && w.dropped.Swap(false) {
+		w.lookAgain()
+	}
 	if w.overflown {
 		return w.overflow()
 	}
@@ -229,7 +270,8 @@ func (w *watcher) batch(data []byte) error {
 
 func (w *watcher) one(event *unix.InotifyEvent, entry string) error {
 	if event.Mask&unix.IN_Q_OVERFLOW != 0 {
-		return w.lookAgain()
+		w.lookAgain()
+		return nil
 	}
 	if w.moved != nil && (event.Mask&unix.IN_MOVED_TO == 0 || event.Cookie != w.moved.cookie) {
 		if err := w.alone(); err != nil {
@@ -260,10 +302,16 @@ func (w *watcher) itself(event *unix.InotifyEvent, dir *watchedDir) error {
 		return w.say("remove", "", !w.isFile)
 	case event.Mask&unix.IN_MODIFY != 0:
 		return w.say("write", "", !w.isFile)
-	case event.Mask&unix.IN_ATTRIB != 0:
+	case event.Mask&unix.IN_ATTRIB != 0 && !w.gone():
 		return w.say("chmod", "", !w.isFile)
 	}
 	return nil
+}
+
+// gone tells whether the root has been removed: its count of names changes first, which is no change of its own.
+func (w *watcher) gone() bool {
+	var status unix.Stat_t
+	return errors.Is(unix.Lstat(w.base, &status), unix.ENOENT)
 }
 
 func (w *watcher) within(event *unix.InotifyEvent, dir *watchedDir, entry string) error {
@@ -342,13 +390,12 @@ func (w *watcher) alone() error {
 }
 
 // lookAgain says that events were lost, and finds the directories that were made meanwhile.
-func (w *watcher) lookAgain() error {
+func (w *watcher) lookAgain() {
 	w.moved = nil
 	w.overflown = true
 	if w.recursive && !w.isFile {
-		_ = w.add(w.root, "", false)
+		w.addBelow(".", false)
 	}
-	return nil
 }
 
 func (w *watcher) overflow() error {
