@@ -108,7 +108,7 @@ def test_an_upload_cut_anywhere_changes_nothing(sandbox: Sandbox, share: float) 
 
     def cut() -> Iterator[bytes]:
         for number, piece in enumerate(pieces(whole)):
-            if number >= whole * share:
+            if number == int(whole * share):
                 raise InterruptedError
             yield piece
 
@@ -239,6 +239,7 @@ def test_a_watch_through_everything(sandbox: Sandbox) -> None:
     assert not kinds["rename"]["is_directory"]
 
 
+@pytest.mark.filterwarnings("ignore:.*unclosed <socket:pytest.PytestUnraisableExceptionWarning")  # of the client
 @pytest.mark.parametrize("victim", ["api", "node"])
 def test_what_was_acknowledged_survives_the_death_of_a_program(
     start_platform: Callable[..., Platform], victim: str

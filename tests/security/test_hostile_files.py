@@ -3,7 +3,7 @@
 import asyncio
 import json
 import resource
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any, Final
 
 import aiohttp
@@ -69,7 +69,7 @@ class Node:
     def __init__(self, url: str, session: aiohttp.ClientSession, sandbox: StandSandbox) -> None:
         self.url, self.session, self.sandbox = url, session, sandbox
 
-    async def call(self, method: str, path: str, **options: Any) -> tuple[int, aiohttp.typedefs.LooseHeaders, bytes]:
+    async def call(self, method: str, path: str, **options: Any) -> tuple[int, Mapping[str, str], bytes]:
         """Make a call, in bounded time and memory. Raises what a broken answer raises."""
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         async with asyncio.timeout(BOUND_SECONDS):
@@ -108,7 +108,7 @@ STAT: Final = ("GET", "/files/stat?path=/tmp/x")
 async def test_an_honest_answer_is_passed_on(hostile: HostileGuest, node: Node) -> None:
     hostile.lie("GET files/*", body(info(extra="dropped")))
     status, headers, data = await node.call(*STAT)
-    assert (status, json.loads(data), headers["ETag"]) == (200, info(), '"1"')  # pyright: ignore[reportCallIssue, reportArgumentType, reportIndexIssue] - a mapping
+    assert (status, json.loads(data), headers["ETag"]) == (200, info(), '"1"')
     hostile.lie("GET files", raw(content("Set-Cookie: a=b", "Content-Disposition: inline", "Location: http://x/")))
     status, headers, data = await node.call("GET", "/files?path=/tmp/x")
     assert (status, data) == (200, b"hello")
