@@ -47,8 +47,8 @@ _JSON_CODES: Final = (*_CHANGE_CODES, "body_too_large", "unsupported_media_type"
 _TEXT: Final[Schema] = {"type": "string"}
 _BYTES: Final[Schema] = {"type": "string", "format": "binary"}
 _TARGET: Final = (
-    query("path", {"type": "string", "maxLength": 4096}, "A file of the sandbox. This, or `path_base64`."),
-    query("path_base64", {"type": "string", "maxLength": 5464}, "The same, if it is not UTF-8."),
+    query("path", _TEXT, "A file of the sandbox, of at most 4,096 bytes. This, or `path_base64`."),
+    query("path_base64", _TEXT, "The same, if it is not UTF-8."),
     query("user", {"type": "string", "maxLength": 64, "pattern": r"^[^\x00\s/]+$"}, "Who acts."),
 )
 _MODE: Final = query("mode", {"type": "string", "pattern": "^0?[0-7]{3,4}$"})
@@ -188,7 +188,7 @@ async def move_file(call: Write, sandbox_id: SandboxPath) -> Response:
             *_TARGET,
             query("depth", {"type": "integer", "minimum": 1, "maximum": MAX_DEPTH, "default": 1}),
             query("limit", {"type": "integer", "minimum": 1, "maximum": 10_000, "default": 1000}, "Not for NDJSON."),
-            query("cursor", {"type": "string", "maxLength": 8192}, "Not for NDJSON."),
+            query("cursor", _TEXT, "Not for NDJSON."),
         ],
     ),
 )

@@ -374,7 +374,7 @@ def _matches(header: str, etag: str) -> bool:
 
 
 def _mode(text: str | None) -> str | None:
-    return None if text is None else text.zfill(4)
+    return None if text is None else f"{int(text, 8):04o}"
 
 
 def _number(text: str | None) -> int | None:
