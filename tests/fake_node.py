@@ -18,6 +18,10 @@ import aiohttp
 import uvloop
 from aiohttp import web
 
+from live_stand import StandSandbox
+from sandboxd.app import files
+from sandboxd.app.bounds import Bounds
+from sandboxd.app.call import DataPlane, utc_now
 from sandboxd.contract import CONTRACT_VERSION
 from sandboxd.contract.ids import image_id_from_digest, new_id, process_id_from_key
 from sandboxd.contract.messages import (
@@ -35,6 +39,7 @@ from sandboxd.contract.processes import Process, ProcessList, ProcessSpec, RunRe
 from sandboxd.contract.reasons import ProcessReason, SandboxReason
 from sandboxd.contract.states import TERMINAL, ProcessState, SandboxState
 from sandboxd.contract.validation import invalid
+from sandboxd.guest_client.fake import FakeGuest
 
 DIGEST = "sha256:" + "ab" * 32
 IMAGE = image_id_from_digest(DIGEST)
@@ -48,7 +53,8 @@ class Held:
     ensure: EnsureSandbox
     processes: dict[str, Process] = field(default_factory=dict[str, Process])
     stdin: bytes = b""
-    files: dict[str, bytes] = field(default_factory=dict[str, bytes])
+    guest: FakeGuest = field(default_factory=FakeGuest)
+    """Only its files are used."""
 
 
 @dataclass(slots=True)
@@ -107,7 +113,6 @@ class FakeNode:
                 web.patch("/node/v1/sandboxes/{id}", self._patch),
                 web.delete("/node/v1/sandboxes/{id}", self._stop),
                 web.post(sandbox + "/run", self._run),
-                web.put(sandbox + "/files", self._file),
                 web.post(sandbox + "/processes", self._start_process),
                 web.get(sandbox + "/processes", self._list),
                 web.get(process, self._process),
@@ -116,9 +121,10 @@ class FakeNode:
                 web.post(process + "/stdin", self._stdin),
                 web.post(process + "/signal", self._signal),
                 web.post(process + "/resize", self._resize),
+                *files.routes(DataPlane(self, utc_now, os.urandom, Bounds())),
             ]
         )
-        self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=1)
+        self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=1, auto_decompress=False)
         await self._runner.setup()
         await web.UnixSite(self._runner, str(self.socket)).start()
 
@@ -264,8 +270,16 @@ class FakeNode:
 
     # The data plane
 
+    @asynccontextmanager
+    async def use(self, sandbox_id: str) -> AsyncGenerator[StandSandbox]:
+        """Enter a sandbox as the node's own routes do."""
+        yield StandSandbox(self._alive(sandbox_id).guest, sandbox_id)
+
     def _live(self, request: web.Request) -> Held:
-        held = self.sandboxes.get(request.match_info["id"])
+        return self._alive(request.match_info["id"])
+
+    def _alive(self, sandbox_id: str) -> Held:
+        held = self.sandboxes.get(sandbox_id)
         if held is None:
             raise ProblemError("moved", "Not on this node.")
         if held.report.state in TERMINAL:
@@ -289,11 +303,6 @@ class FakeNode:
                 self.cancelled.append(request.match_info["id"])
                 raise
         return _json(_result(new_id("prc", os.urandom), " ".join(spec.argv or [spec.shell or ""]) + "\n"))
-
-    async def _file(self, request: web.Request) -> web.Response:
-        held = self._live(request)
-        held.files[request.query["path"]] = await request.read()
-        return web.json_response({}, status=201)
 
     async def _start_process(self, request: web.Request) -> web.Response:
         held = self._live(request)

@@ -11,12 +11,9 @@ router = APIRouter()
 
 _BELOW_SANDBOX: Final = (
     "access",
-    "archive",
     "dial",
-    "directories",
     "egress",
     "events",
-    "files",
     "fork",
     "logs",
     "metrics",
@@ -26,7 +23,6 @@ _BELOW_SANDBOX: Final = (
     "snapshot",
     "tokens",
     "tunnels",
-    "watch",
 )
 _COLLECTIONS: Final = (
     "audit",

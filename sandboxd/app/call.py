@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -73,7 +73,8 @@ class DataPlane:
                 async with self.sandboxes.use(sandbox_id) as sandbox:
                     return await handler(Call(request, sandbox, self.now, self.random_bytes))
 
-        return web.route(method, "/v1/sandboxes/{sandbox_id}" + path, handle)
+        options = {"allow_head": False} if method == "GET" else {}
+        return web.route(method, "/v1/sandboxes/{sandbox_id}" + path, handle, **options)
 
 
 def idempotency_key(request: web.Request) -> str | None:
@@ -86,9 +87,11 @@ def idempotency_key(request: web.Request) -> str | None:
     return keys[0]
 
 
-async def read_model(request: web.Request, model: type[_Model], max_bytes: int) -> _Model:
+async def read_model(
+    request: web.Request, model: type[_Model], max_bytes: int, kinds: Sequence[str] = ("application/json",)
+) -> _Model:
     """Read a JSON body into a strict model."""
-    if request.content_type != "application/json":
+    if request.content_type not in kinds:
         raise ProblemError("unsupported_media_type", "The body must be application/json.")
     refuse_encoding(request)
     body = await read_body(request, max_bytes, "Send large input by POST …/stdin.")

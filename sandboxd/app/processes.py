@@ -16,7 +16,6 @@ from sandboxd.app.call import (
     body_chunks,
     idempotency_key,
     patience,
-    read_body,
     read_model,
     refuse_encoding,
     streamed,
@@ -50,7 +49,6 @@ from sandboxd.processes.specs import guest_spec
 from sandboxd.processes.streams import OutputOptions, open_output, open_run
 
 MAX_COMMAND_BYTES: Final = 8 * 1_048_576
-MAX_FILE_BYTES: Final = 8 * 1_048_576
 MAX_POSITION: Final = 2**62
 
 _RENDERS: Final[dict[str, Render]] = {NDJSON: as_ndjson, EVENT_STREAM: as_server_events, FRAMES: as_frames}
@@ -58,7 +56,7 @@ _EVENT_ID: Final = re.compile(r"([0-9]{1,19})(:end)?", re.ASCII)
 
 
 def routes(plane: DataPlane) -> list[web.AbstractRouteDef]:
-    """Return the routes of `…/run`, `…/processes…` and `…/files`."""
+    """Return the routes of `…/run` and `…/processes…`."""
     on = plane.on
     one = "/processes/{process_id}"
     return [
@@ -72,7 +70,6 @@ def routes(plane: DataPlane) -> list[web.AbstractRouteDef]:
         on("POST", one + "/signal", _signal),
         on("POST", one + "/resize", _resize),
         on("GET", one + "/attach", _attach),
-        on("PUT", "/files", _write_file),
     ]
 
 
@@ -225,26 +222,6 @@ async def _attach(call: Call) -> web.StreamResponse:
         reason="attach",
         hint=f"Follow GET /v1/sandboxes/{call.sandbox.id}/processes/{call.process_id}/output?follow=true.",
     )
-
-
-async def _write_file(call: Call) -> web.StreamResponse:
-    query = Query(call.request)
-    path = query.required("path")
-    user = query.text("user", max_bytes=64, pattern=r"[^\s/]+")
-    mode = query.text("mode", max_bytes=5, pattern="0?[0-7]{3,4}")
-    query.check()
-    _require_path(path)
-    refuse_encoding(call.request)
-    body = await read_body(call.request, MAX_FILE_BYTES, "Split it, or send it by standard input of a process.")
-    await calls.write_file(call.sandbox, path, body, user=user, mode=mode)
-    return json_answer({"path": path, "size_bytes": len(body)}, 201)
-
-
-def _require_path(path: str) -> None:
-    size = len(path.encode(errors="surrogatepass"))
-    longest = max(len(part.encode(errors="surrogatepass")) for part in path.split("/"))
-    if not path or "\0" in path or size > 4096 or longest > 255:
-        raise ProblemError("invalid_path", "A path has 1 to 4096 bytes, no NUL, and components of at most 255 bytes.")
 
 
 def _process_id(call: Call, given: str | None) -> str:

@@ -46,6 +46,7 @@ NEXT_STEPS: Final[dict[str, str]] = {
     "invalid_request": "Correct the fields named in `errors`; nothing is ignored or clamped.",
     "filter_required": "Name at least one of state, metadata, image_id and created_before.",
     "idempotency_mismatch": "Use a new key, or a new process id, for a new request.",
+    "unsafe_archive": "Leave out the entry named in `entry`; `extracted` counts what is there already.",
     "impossible_resources": "Ask for at most `limit`.",
     "no_such_gpu": "Ask for one of `available`.",
     "argument_too_long": "Pass long data by standard input.",

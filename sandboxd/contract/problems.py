@@ -70,6 +70,7 @@ CODES: Final[dict[str, CodeRow]] = {
     "user_not_found": CodeRow(422, "No such user in the sandbox"),
     "cwd_not_found": CodeRow(422, "No such working directory"),
     "no_shell": CodeRow(422, "The image has no shell"),
+    "unsafe_archive": CodeRow(422, "The archive is not safe to extract"),
     "filter_required": CodeRow(422, "A filter is required"),
     "invalid_policy": CodeRow(422, "The egress policy is not valid"),
     "rate_limited": CodeRow(429, "Too many requests", retryable=True),

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from sandboxd.contract.frames import Batch, Frame
+from sandboxd.guest_client.file_calls import GuestFiles
 
 GUEST_PORT: Final = 49979
 """The reserved TCP port of every sandbox; no tunnel, gateway route or dial may name it."""
@@ -157,8 +158,9 @@ class Guest(Protocol):
         """Resize a terminal."""
         ...
 
-    async def write_file(self, path: str, body: bytes, *, user: str | None, mode: str | None) -> None:
-        """Write one file, whole, with the rights of `user`."""
+    @property
+    def files(self) -> GuestFiles:
+        """Its calls on files."""
         ...
 
     async def metrics(self) -> dict[str, Any]:

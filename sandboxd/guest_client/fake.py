@@ -15,6 +15,7 @@ from typing import Any
 from sandboxd.contract.frames import Batch, Frame, FrameKind, batch_of
 from sandboxd.contract.problems import ProblemError
 from sandboxd.guest_client.base import FollowedStart, GuestUnreachableError, Health, Init, InitResult, Started
+from sandboxd.guest_client.fake_files import FakeFiles
 from sandboxd.guest_client.fake_process import FakeProcess
 
 
@@ -28,7 +29,6 @@ class FakeGuest:
     def __init__(self, *, now: Callable[[], datetime] = _utc_now, shell: str | None = "/bin/sh") -> None:
         self.initialized_by: Init | None = None
         self.shell = shell
-        self.files: dict[str, bytes] = {}
         self.calls: Counter[str] = Counter()
         self.backstop_seconds: float | None = None
         self._now = now
@@ -38,6 +38,7 @@ class FakeGuest:
         self._alive = asyncio.Event()
         self._alive.set()
         self._refuses = False
+        self.files = FakeFiles(self._enter, now)
 
     def die(self) -> None:
         """Fall silent for good: every call, and every stream that is open, becomes unreachable."""
@@ -216,11 +217,6 @@ class FakeGuest:
         if not process.spec.get("tty"):
             raise ProblemError("invalid_request", "the process has no terminal")
         process.spec["tty"] = {"rows": rows, "cols": cols}
-
-    async def write_file(self, path: str, body: bytes, *, user: str | None, mode: str | None) -> None:
-        del user, mode
-        await self._enter("write_file")
-        self.files[path] = body
 
     async def metrics(self) -> dict[str, Any]:
         await self._enter("metrics")

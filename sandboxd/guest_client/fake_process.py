@@ -4,7 +4,7 @@ import asyncio
 import base64
 import shlex
 import signal as signals
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -71,7 +71,7 @@ class FakeProcess:
     """One command that a fake guest plays. Lives on the event loop's timers, in no task."""
 
     def __init__(
-        self, spec: dict[str, Any], *, now: Callable[[], datetime], files: dict[str, bytes], pid: int, shell: str
+        self, spec: dict[str, Any], *, now: Callable[[], datetime], files: Mapping[str, bytes], pid: int, shell: str
     ) -> None:
         self.spec = spec
         self.id: str = spec["id"]

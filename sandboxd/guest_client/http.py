@@ -25,6 +25,7 @@ from sandboxd.guest_client.base import (
     Started,
 )
 from sandboxd.guest_client.connection import GuestConnection, Limits
+from sandboxd.guest_client.files import HttpFiles
 from sandboxd.guest_client.pace import Pace
 from sandboxd.guest_client.stream import FrameStream
 from sandboxd.guest_client.wire import parse_health, parse_init_result, render_init
@@ -44,6 +45,7 @@ class HttpGuest:
     ) -> None:
         self._connection = GuestConnection(address, token, open_socket=open_socket, port=port, limits=limits)
         self._pace = Pace()
+        self.files = HttpFiles(self._connection, self._pace)
 
     async def listening(self) -> None:
         await self._connection.listening()
@@ -177,14 +179,6 @@ class HttpGuest:
 
     async def resize(self, process_id: str, rows: int, cols: int) -> None:
         await self._connection.nothing("POST", f"processes/{process_id}/resize", json={"rows": rows, "cols": cols})
-
-    async def write_file(self, path: str, body: bytes, *, user: str | None, mode: str | None) -> None:
-        query = {"path": path, "parents": "1"}
-        query |= {name: value for name, value in (("user", user), ("mode", mode)) if value is not None}
-        response = await self._connection.send(
-            "PUT", "files", query=query, data=body, seconds=self._connection.limits.start_seconds
-        )
-        await self._connection.body(response, self._connection.limits.json_bytes)
 
     async def metrics(self) -> dict[str, Any]:
         return await self._connection.json("GET", "metrics")

@@ -1,4 +1,4 @@
-"""The calls on processes: start, run, list, look, result, standard input, signal, resize, write a file."""
+"""The calls on processes: start, run, list, look, result, standard input, signal, resize."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -177,9 +177,3 @@ async def resize(sandbox: LiveSandbox, process_id: str, spec: ResizeSpec) -> Non
     """Resize a terminal."""
     async with guarded(sandbox):
         await sandbox.guest.resize(process_id, spec.rows, spec.cols)
-
-
-async def write_file(sandbox: LiveSandbox, path: str, body: bytes, *, user: str | None, mode: str | None) -> None:
-    """Write one file, whole."""
-    async with guarded(sandbox):
-        await sandbox.guest.write_file(path, body, user=user, mode=mode)

@@ -16,6 +16,7 @@ from typing import Any
 
 import aiohttp
 
+from files import files
 from harness import Platform, cache_dir
 from harness import platform as start
 from raw_sandbox import TOKEN, RawBox, RawSandbox, raw_box
@@ -392,6 +393,7 @@ BENCHMARKS: dict[str, Callable[[Platform, RawBox], Awaitable[list[Row]]]] = {
     "round_trip": round_trip,
     "cold_create": cold_create,
     "throughput": throughput,
+    "files": files,
     "api_overhead": api_overhead,
     "idle": idle,
 }

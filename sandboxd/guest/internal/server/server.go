@@ -56,6 +56,7 @@ type Server struct {
 	tokenHash   atomic.Pointer[[]byte]
 	initialized sync.Mutex
 	backstop    *time.Timer
+	watches     atomic.Int32
 }
 
 // New makes a server over a table.
@@ -105,7 +106,12 @@ func (s *Server) routes() map[string]map[string]call {
 		"processes/{id}/signal": {"POST": s.signal},
 		"processes/{id}/resize": {"POST": s.resize},
 		"metrics":               {"GET": s.metrics},
-		"files":                 {"PUT": s.putFile},
+		"files":                 {"GET": s.readFile, "PUT": s.writeFile, "PATCH": s.alter, "DELETE": s.remove},
+		"files/stat":            {"GET": s.stat},
+		"files/move":            {"POST": s.move},
+		"directories":           {"GET": s.listDirectory, "PUT": s.makeDirectory},
+		"archive":               {"GET": s.readArchive, "PUT": s.writeArchive},
+		"watch":                 {"GET": s.watch},
 		"shutdown":              {"POST": s.shutdown},
 		"log":                   {"GET": s.log},
 	}

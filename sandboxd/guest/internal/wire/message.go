@@ -156,12 +156,6 @@ type Shutdown struct {
 	GraceSeconds float64 `json:"grace_seconds"`
 }
 
-// FileWritten is the answer of PUT /v1/files.
-type FileWritten struct {
-	Path      string `json:"path"`
-	SizeBytes int64  `json:"size_bytes"`
-}
-
 // Port is one listening socket.
 type Port struct {
 	Port     int    `json:"port"`
