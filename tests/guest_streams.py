@@ -3,7 +3,7 @@
 import json
 import socket
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 from guest_kit import WITHIN, RawGuest
 from sandboxd.contract.frames import OUTPUT_KINDS, Decoder, Frame, FrameKind, encode
@@ -61,7 +61,7 @@ class Attached:
         self.process: dict[str, Any] = self.frames[0].json()
         self.offset: int = self.process["stdin_offset"]
 
-    def __enter__(self) -> "Attached":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

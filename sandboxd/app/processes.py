@@ -71,7 +71,6 @@ def routes(plane: DataPlane) -> list[web.AbstractRouteDef]:
         on("POST", one + "/stdin", _stdin),
         on("POST", one + "/signal", _signal),
         on("POST", one + "/resize", _resize),
-        on("GET", one + "/attach", _attach),
         on("PUT", "/files", _write_file),
     ]
 
@@ -216,15 +215,6 @@ async def _resize(call: Call) -> web.StreamResponse:
     body = await read_model(call.request, ResizeSpec, MAX_BODY_BYTES)
     await calls.resize(call.sandbox, call.process_id, body)
     return web.Response(status=204)
-
-
-async def _attach(call: Call) -> web.StreamResponse:
-    raise ProblemError(
-        "not_implemented",
-        "Attaching by WebSocket is not available in this version.",
-        reason="attach",
-        hint=f"Follow GET /v1/sandboxes/{call.sandbox.id}/processes/{call.process_id}/output?follow=true.",
-    )
 
 
 async def _write_file(call: Call) -> web.StreamResponse:

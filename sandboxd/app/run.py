@@ -24,6 +24,7 @@ from sandboxd.contract.reasons import SandboxReason
 from sandboxd.contract.states import TERMINAL
 from sandboxd.heartbeat import Heartbeat, SocketLink
 from sandboxd.manager.manager import StopRequest
+from sandboxd.processes.live import Ending
 
 _log = structlog.get_logger(__name__)
 
@@ -99,13 +100,15 @@ async def serving(config: NodeConfig, parts: Parts) -> AsyncGenerator[Node]:
 @asynccontextmanager
 async def _listening(node: Node) -> AsyncGenerator[None]:
     config = node.config
-    routes = [*node_calls.routes(node.manager, node.reporter), *data_plane.routes(node.manager)]
+    leaving = Ending()
+    routes = [*node_calls.routes(node.manager, node.reporter), *data_plane.routes(node.manager, leaving=leaving)]
     serves = runner(application(allowed_peers(config.api_user), routes))
     await serves.setup()
     try:
         await web.SockSite(serves, listen(config.node_socket_path, config.api_user)).start()
         yield
     finally:
+        leaving.set()
         await serves.cleanup()
 
 

@@ -34,6 +34,7 @@ _PASSED_ON: Final[dict[str, dict[str, type]]] = {
     "is_directory": {},
     "not_a_directory": {},
     "disk_full": {},
+    "port_not_listening": {"port": int},
     "sandbox_not_ready": {},
     "not_implemented": {},
 }
