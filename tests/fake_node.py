@@ -7,7 +7,7 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -76,7 +76,16 @@ class Switches:
 class FakeNode:
     """Serves `<run>/api/<name>.sock` and reports to `<run>/api/api.sock` when told to."""
 
-    def __init__(self, run_dir: Path, name: str = "sandboxd", *, cpus: float = 1e6, images: bool = True) -> None:
+    def __init__(  # what a node can be told to be
+        self,
+        run_dir: Path,
+        name: str = "sandboxd",
+        *,
+        cpus: float = 1e6,
+        images: bool = True,
+        routes: Iterable[web.AbstractRouteDef] = (),
+    ) -> None:
+        self.routes = list(routes)
         self.id = new_id("nod", os.urandom)
         self.name = name
         self.socket = run_dir / "api" / f"{name}.sock"
@@ -118,6 +127,7 @@ class FakeNode:
                 web.post(process + "/resize", self._resize),
             ]
         )
+        app.add_routes(self.routes)
         self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=1)
         await self._runner.setup()
         await web.UnixSite(self._runner, str(self.socket)).start()

@@ -56,7 +56,9 @@ class Attached:
     @property
     def position(self) -> int:
         """Where to go on that loses nothing."""
-        return max((frame.next_seq for frame in self.frames if frame.kind in {*OUTPUT_KINDS, FrameKind.LOST}), default=0)
+        return max(
+            (frame.next_seq for frame in self.frames if frame.kind in {*OUTPUT_KINDS, FrameKind.LOST}), default=0
+        )
 
     @property
     def exit(self) -> dict[str, Any]:

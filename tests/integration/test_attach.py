@@ -91,7 +91,12 @@ async def test_what_is_wrong_before_is_an_answer(node: Node, path: str, status: 
             pass
     assert refused.value.status == status
     key = "A" * 22 + "=="
-    handshake = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13", "Sec-WebSocket-Key": key}
+    handshake = {
+        "Connection": "Upgrade",
+        "Upgrade": "websocket",
+        "Sec-WebSocket-Version": "13",
+        "Sec-WebSocket-Key": key,
+    }
     async with node.session.get(f"{process}/attach?{path}", headers=handshake) as answer:
         assert (answer.status, (await answer.json())["code"]) == (status, code)
 
@@ -233,7 +238,11 @@ async def test_a_fragmented_message_is_one_message(node: Node) -> None:
         del connection
         writer: Any = client.socket._writer  # noqa: SLF001 - no client library sends fragments
         transport = writer.transport
-        for first, last, part in ((True, False, message[:10]), (False, False, message[10:11]), (False, True, message[11:])):
+        for first, last, part in (
+            (True, False, message[:10]),
+            (False, False, message[10:11]),
+            (False, True, message[11:]),
+        ):
             head = bytes([(0x80 if last else 0) | (2 if first else 0), 0x80 | len(part)])
             transport.write(head + b"\0\0\0\0" + part)
         await client.until_text(b"in pieces")
