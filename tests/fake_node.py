@@ -109,6 +109,7 @@ class FakeNode:
         app = web.Application(middlewares=[self._problems], client_max_size=64 << 20)
         sandbox = "/v1/sandboxes/{id}"
         process = sandbox + "/processes/{process}"
+        app.add_routes(self.routes)
         app.add_routes(
             [
                 web.put("/node/v1/sandboxes/{id}", self._ensure),
@@ -125,9 +126,9 @@ class FakeNode:
                 web.post(process + "/stdin", self._stdin),
                 web.post(process + "/signal", self._signal),
                 web.post(process + "/resize", self._resize),
+                web.get(process + "/attach", self._attach),
             ]
         )
-        app.add_routes(self.routes)
         self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=1)
         await self._runner.setup()
         await web.UnixSite(self._runner, str(self.socket)).start()
@@ -339,6 +340,12 @@ class FakeNode:
             self.cancelled.append(request.match_info["process"])
             raise
         return answer
+
+    async def _attach(self, request: web.Request) -> web.WebSocketResponse:
+        socket = web.WebSocketResponse(protocols=("sandlot.process.v1",), compress=False)
+        await socket.prepare(request)
+        await socket.receive()
+        return socket
 
     async def _stdin(self, request: web.Request) -> web.Response:
         held, _ = self._find(request)

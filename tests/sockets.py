@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -48,6 +48,11 @@ class Attached:
             while (message := await self.socket.receive()).type == aiohttp.WSMsgType.BINARY:
                 self.frames.append(one_frame(message.data))
         return self.socket.close_code
+
+    def cut(self) -> None:
+        """Break the connection, without a word."""
+        response: Any = self.socket._response
+        response.connection.transport.abort()
 
     @property
     def text(self) -> bytes:
@@ -101,12 +106,25 @@ def one_frame(data: bytes) -> Frame:
 
 
 @asynccontextmanager
-async def attached(
-    session: aiohttp.ClientSession, url: str, headers: Mapping[str, str], query: str = "", **options: Any
+async def attached(  # what a handshake can be
+    session: aiohttp.ClientSession,
+    url: str,
+    headers: Mapping[str, str],
+    query: str = "",
+    *,
+    protocols: Iterable[str] = (PROCESS_PROTOCOL,),
+    compress: int = 0,
+    autoping: bool = True,
 ) -> AsyncGenerator[Attached]:
     """Attach to the process at `url`."""
-    given = {"protocols": (PROCESS_PROTOCOL,), "max_msg_size": 0, **options}
-    async with session.ws_connect(f"{url}/attach?{query}", headers=headers, **given) as socket:
+    async with session.ws_connect(
+        f"{url}/attach?{query}",
+        headers=headers,
+        protocols=protocols,
+        compress=compress,
+        autoping=autoping,
+        max_msg_size=0,
+    ) as socket:
         made = Attached(socket)
         await made.begin()
         yield made

@@ -111,17 +111,18 @@ async def _pass_on(call: Call, sandbox_id: str, path: str, protocol: str, more: 
 
 def _handshake_headers(request: Request, protocol: str) -> dict[str, str]:
     """Return what a node is told of a handshake: only what this program has understood, and no credential."""
-    key = request.headers.get("sec-websocket-key", "")
+    keys = request.headers.getlist("sec-websocket-key")
     offered = [one for one in _offered(request) if not one.startswith(BEARER_PREFIX)]
     whole = (
         SWITCH in request.scope
-        and _KEY.fullmatch(key) is not None
-        and request.headers.get("sec-websocket-version") == _VERSION
+        and len(keys) == 1
+        and _KEY.fullmatch(keys[0]) is not None
+        and request.headers.getlist("sec-websocket-version") == [_VERSION]
     )
     if not whole or (offered and protocol not in offered):
         no_socket(f"Open this address as a WebSocket, version {_VERSION}, with the subprotocol {protocol}.")
     headers = {
-        "Sec-WebSocket-Key": key,
+        "Sec-WebSocket-Key": keys[0],
         "Sec-WebSocket-Version": _VERSION,
         REQUEST_ID: request.scope["sandlot.request_id"],
     }

@@ -142,7 +142,7 @@ def test_a_break_loses_and_doubles_nothing(guest: RawGuest) -> None:
             position = attached.offset
             attached.type(whole[position:cut])
             if cut % 2:
-                attached.until(lambda _: attached.acknowledged == cut)
+                attached.until(lambda _, at=cut, one=attached: one.acknowledged == at)
             received += attached.text
     with Attached(guest, process, f"after={len(received)}") as attached:
         attached.type(whole[attached.offset :])
@@ -158,7 +158,7 @@ def test_input_of_several_interleaves_and_all_see_all(guest: RawGuest) -> None:
         for line in (b"one\n", b"two\n", b"three\n"):
             for attached in (first, second):
                 attached.type(line)
-                first.until(lambda _: first.text.count(line) + second.text.count(line) > 0)
+                first.until(lambda _, of=line: first.text.count(of) + second.text.count(of) > 0)
         first.until(lambda _: len(first.text) == 28)
         second.until(lambda _: len(second.text) == 28)
         assert first.text == second.text
@@ -177,7 +177,7 @@ def test_sixteen_read_and_one_more_is_refused(guest: RawGuest) -> None:
 
 
 def test_what_a_process_does_not_read_is_held_within_a_window(guest: RawGuest) -> None:
-    """A window of unread input holds up neither a signal nor other calls, and what was taken outlives the attachment."""
+    """A window of unread input holds up no signal and no other call, and what was taken outlives the attachment."""
     script = "trap 'printf caught' USR1; printf set; while :; do sleep 0.05; [ -e /tmp/go-on ] && exec wc -c; done"
     process = guest.start(script, stdin=True)["id"]
     with Attached(guest, process) as attached:

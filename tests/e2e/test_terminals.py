@@ -3,11 +3,10 @@
 import asyncio
 import os
 import signal
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from typing import Any
 
 import aiohttp
-import httpx
 import pytest
 
 from harness import PATIENCE_SECONDS, Platform
@@ -17,7 +16,6 @@ from sockets import Attached, attached, dialled, one_frame
 
 BASH = {"argv": ["bash", "--norc", "--noprofile", "-i"], "tty": {}, "env": {"PS1": "ready> ", "HISTFILE": ""}}
 TERMINALS = 10
-ROUNDS = 60
 
 
 @pytest.fixture
@@ -48,7 +46,9 @@ async def prompt(client: Attached, count: int) -> None:
     await client.until(lambda _: client.text.count(b"ready> ") >= count)
 
 
-async def test_a_shell_with_keys_sizes_and_jobs(platform: Platform, sandbox: str, session: aiohttp.ClientSession) -> None:
+async def test_a_shell_with_keys_sizes_and_jobs(
+    platform: Platform, sandbox: str, session: aiohttp.ClientSession
+) -> None:
     async with attached(session, start(platform, sandbox, **BASH), headers(platform)) as client:
         await prompt(client, 1)
         await client.type(b"stty size; trap 'echo now $(stty size)' WINCH\r")
@@ -169,42 +169,44 @@ class Returning:
         self.position = 0
         self.acknowledged = 0
         self.breaks = 0
-        self.codes: set[int | None] = set()
 
-    async def run(self, pace: Callable[[], bool]) -> None:
-        """Send everything, some of it whenever `pace` allows, and receive to the end."""
+    async def run(self, stops: Mapping[int, asyncio.Event]) -> None:
+        """Send everything, resting at each stop until its event, and receive to the end."""
         while True:
             try:
-                if await self._attach(pace):
+                if await self._attach(stops):
                     return
             except (aiohttp.ClientError, OSError):
                 pass
             self.breaks += 1
             await asyncio.sleep(0.05)
 
-    async def _attach(self, pace: Callable[[], bool]) -> bool:
+    async def _attach(self, stops: Mapping[int, asyncio.Event]) -> bool:
         url = f"{self._url}/attach?after={self.position}"
         async with self._session.ws_connect(url, headers=self._headers, protocols=(PROCESS_PROTOCOL,)) as socket:
-            first = one_frame((await socket.receive()).data) if not socket.closed else None
-            assert first is not None
-            offset = first.json()["stdin_offset"]
+            message = await socket.receive()
+            if message.type != aiohttp.WSMsgType.BINARY:
+                return False
+            offset = one_frame(message.data).json()["stdin_offset"]
             assert offset >= self.acknowledged, "something acknowledged was lost"
             async with asyncio.TaskGroup() as group:
-                sending = group.create_task(self._send(socket, offset, pace))
+                sending = group.create_task(self._send(socket, offset, stops))
                 done = await self._receive(socket)
                 sending.cancel()
-            self.codes.add(socket.close_code)
             return done
 
-    async def _send(self, socket: aiohttp.ClientWebSocketResponse, offset: int, pace: Callable[[], bool]) -> None:
+    async def _send(
+        self, socket: aiohttp.ClientWebSocketResponse, offset: int, stops: Mapping[int, asyncio.Event]
+    ) -> None:
         try:
             while offset < len(self._input):
                 part = self._input[offset : offset + 100]
                 await socket.send_bytes(encode(Frame(FrameKind.STDIN, offset, part)))
                 offset += len(part)
                 await asyncio.sleep(0.01)
-                while not pace():
-                    await asyncio.sleep(0.01)
+                for at, event in stops.items():
+                    if offset >= at:
+                        await event.wait()
             await socket.send_bytes(encode(Frame(FrameKind.STDIN_CLOSE, offset)))
         except (aiohttp.ClientError, OSError):
             return
@@ -236,29 +238,23 @@ async def test_terminals_survive_kill_9_of_both_programs(
             await client.until_text(b"go")
     letters = [os.urandom(10_000).hex().encode() for _ in processes]
     clients = [
-        Returning(session, process, headers(platform), text)
-        for process, text in zip(processes, letters, strict=True)
+        Returning(session, process, headers(platform), text) for process, text in zip(processes, letters, strict=True)
     ]
-    killed: list[str] = []
-
-    def least() -> int:
-        return min(client.acknowledged for client in clients)
+    killed = {"api": asyncio.Event(), "node": asyncio.Event()}
 
     async def kill(program: str, at: int) -> None:
-        async with asyncio.timeout(PATIENCE_SECONDS):
-            while least() < at:
-                await asyncio.sleep(0.01)
+        """Kill a program when every client has so much acknowledged, and more under way."""
+        while min(client.acknowledged for client in clients) < at:  # noqa: ASYNC110 - what is seen from outside
+            await asyncio.sleep(0.01)
         os.kill(platform.pid(program), signal.SIGKILL)
-        killed.append(program)
+        killed[program].set()
 
     async with asyncio.timeout(4 * PATIENCE_SECONDS), asyncio.TaskGroup() as group:
         for client in clients:
-            group.create_task(client.run(lambda one=client: len(killed) > (one.acknowledged >= 5000) + (one.acknowledged >= 12_000) - 1))
+            group.create_task(client.run({5000: killed["api"], 12_000: killed["node"]}))
         await kill("api", 3000)
         await kill("node", 9000)
-    assert killed == ["api", "node"]
     for client, text in zip(clients, letters, strict=True):
         assert client.received == b"go" + text
         assert client.breaks >= 2
-    with httpx.Client(base_url=platform.url, headers=headers(platform)) as again:
-        assert again.get(f"/v1/sandboxes/{sandbox}").json()["state"] == "running"
+    assert platform.http.get(f"/v1/sandboxes/{sandbox}").json()["state"] == "running"

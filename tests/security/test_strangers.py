@@ -36,7 +36,6 @@ LATER: Final = (
     ("PUT", "/v1/sandboxes/{sandbox_id}/files"),
     ("GET", "/v1/sandboxes/{sandbox_id}/egress/decisions"),
     ("POST", "/v1/sandboxes/{sandbox_id}/pause"),
-    ("GET", "/v1/sandboxes/{sandbox_id}/processes/{process_id}/attach"),
 )
 BODIES: Final[dict[str, Any]] = {
     "run": {"argv": ["true"]},

@@ -15,7 +15,9 @@ def frame(payload: bytes, opcode: int = 2) -> bytes:
     return bytes((0x80 | opcode, 127)) + len(payload).to_bytes(8) + payload
 
 
-FRAMES = st.lists(st.sampled_from([0, 1, 5, 125, 126, 127, 300, 65_535, 65_536, 70_000]).map(bytes).map(frame), max_size=6)
+FRAMES = st.lists(
+    st.sampled_from([0, 1, 5, 125, 126, 127, 300, 65_535, 65_536, 70_000]).map(bytes).map(frame), max_size=6
+)
 
 
 @given(FRAMES, st.lists(st.integers(1, 70_010), max_size=20))
