@@ -21,6 +21,7 @@ from harness import platform as start
 from raw_sandbox import TOKEN, RawBox, RawSandbox, raw_box
 from report import PAGE, Row, median, percentile, render
 from sandboxd.contract.frames import MEDIA_TYPE
+from terminal import terminal
 
 ROUNDS = 15
 SMALL = {"memory_mib": 256}
@@ -392,6 +393,7 @@ BENCHMARKS: dict[str, Callable[[Platform, RawBox], Awaitable[list[Row]]]] = {
     "round_trip": round_trip,
     "cold_create": cold_create,
     "throughput": throughput,
+    "terminal": terminal,
     "api_overhead": api_overhead,
     "idle": idle,
 }
