@@ -7,11 +7,12 @@ from contextlib import asynccontextmanager
 from typing import Final
 
 from sandboxd.contract.frames import Batch, Decoder, FrameError, FrameKind
+from sandboxd.contract.problems import ProblemError
 from sandboxd.contract.sockets import PROCESS_PROTOCOL, TCP_PROTOCOL
 from sandboxd.guest_client.base import GuestError, GuestUnreachableError
 from sandboxd.guest_client.connection import GuestConnection
 from sandboxd.guest_client.pace import STEP_FRAMES, Pace
-from sandboxd.guest_client.wire import parse_problem
+from sandboxd.guest_client.wire import parse_object, parse_problem
 
 _READ_BYTES: Final = 131_072
 _MAX_HEAD_BYTES: Final = 16_384
@@ -84,7 +85,15 @@ async def _await_switch(reader: asyncio.StreamReader, error_bytes: int) -> None:
     lengths = _LENGTH.findall(head)
     if int(status[1]) < 400 or len(lengths) != 1 or int(lengths[0]) > error_bytes:
         raise GuestError(f"the guest answered {int(status[1])} to an upgrade")
-    raise parse_problem(int(status[1]), await reader.readexactly(int(lengths[0])))
+    body = await reader.readexactly(int(lengths[0]))
+    if parse_object(body).get("code") == "route_not_found":
+        raise ProblemError(
+            "not_implemented",
+            "This sandbox was started by a version that cannot do this.",
+            reason="attach",
+            hint="Follow its output and write to its standard input by HTTP, or create another sandbox.",
+        )
+    raise parse_problem(int(status[1]), body)
 
 
 class UpgradedAttachment:

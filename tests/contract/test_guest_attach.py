@@ -176,6 +176,20 @@ def test_sixteen_read_and_one_more_is_refused(guest: RawGuest) -> None:
     eventually(lambda: guest.call("GET", f"processes/{process}/output").status == 200)
 
 
+def test_two_hundred_attached_at_once(guest: RawGuest) -> None:
+    processes = [guest.start(["cat"], stdin=True)["id"] for _ in range(13)]
+    with ExitStack() as stack:
+        all_of = [[stack.enter_context(Attached(guest, process)) for _ in range(16)] for process in processes]
+        for number, one in enumerate(all_of):
+            for attached in one:
+                attached.type(b"%02d." % number)
+        for number, one in enumerate(all_of):
+            for attached in one:
+                attached.until(lambda _, at=attached: len(at.text) == 48)
+                assert attached.text == b"%02d." % number * 16
+        assert guest.run("echo others go on").stdout == b"others go on\n"
+
+
 def test_what_a_process_does_not_read_is_held_within_a_window(guest: RawGuest) -> None:
     """A window of unread input holds up no signal and no other call, and what was taken outlives the attachment."""
     script = "trap 'printf caught' USR1; printf set; while :; do sleep 0.05; [ -e /tmp/go-on ] && exec wc -c; done"

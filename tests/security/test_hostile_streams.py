@@ -181,6 +181,15 @@ async def test_silence_and_breaks_mean_attach_again(
     assert (len(found), code) == (1, 1001)
 
 
+async def test_a_guest_of_an_older_version_is_no_liar(hostile: HostileGuest, sandbox: StandSandbox) -> None:
+    old = body({"code": "route_not_found", "message": "no route"}, 404)
+    hostile.lie(ATTACH, old)
+    hostile.lie(DIAL, old)
+    assert await seen(sandbox, f"/processes/{PROCESS}/attach") == ([], 501)
+    assert await seen(sandbox, "/dial?port=80") == ([], 1011)
+    assert sandbox.reports == []
+
+
 async def test_a_long_error_is_cut(hostile: HostileGuest, sandbox: StandSandbox) -> None:
     long = encode_json(FrameKind.ERROR, 0, {"code": "stdin_closed", "message": "x" * 60_000})
     hostile.lie(ATTACH, then_close(switched(first(), long, exit_frame(0))))
