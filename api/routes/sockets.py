@@ -9,9 +9,10 @@ from fastapi import APIRouter, Depends, Request, Response
 from api.routes.calls import Call, call_of, credential_of
 from api.routes.data_plane import NOT_READY_SECONDS, SANDBOX_CODES
 from api.routes.operations import operation, query
-from api.routes.passage import SWITCH, Handshake, SocketAnswer, no_socket
+from api.routes.passage import SWITCH
 from api.routes.processes import ProcessPath
 from api.routes.sandboxes import SandboxPath
+from api.routes.socket_answer import Handshake, SocketAnswer, no_socket
 from api.services import sandboxes
 from api.services.identity import unauthenticated
 from api.services.node_client import REQUEST_ID

@@ -12,7 +12,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from api.routes import passage
+from api.routes import socket_answer
 from api_stand import Client, Stand, api, make_settings
 from fake_node import FakeNode
 from live_stand import StandSandbox, init_of
@@ -238,7 +238,7 @@ async def test_a_client_that_vanishes_takes_its_attachment_along(world: World) -
 
 
 async def test_a_credential_that_has_expired_is_no_more_attached(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(passage, "_RECHECK_SECONDS", 0.02)
+    monkeypatch.setattr(socket_answer, "_RECHECK_SECONDS", 0.02)
     stand = world.stand
     project = (await stand.root.call("GET", "/v1/me")).expect(200)["project"]["id"]
     key = await stand.new_key("processes", project=project, expires_at=stand.clock.now_us() + 3_600_000_000)
