@@ -2,8 +2,12 @@
 
 import asyncio
 import os
+import re
 import signal
+import subprocess
+import sys
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -14,6 +18,7 @@ from sandboxd.contract.frames import OUTPUT_KINDS, Frame, FrameKind, encode
 from sandboxd.contract.sockets import PROCESS_PROTOCOL
 from sockets import Attached, attached, dialled, one_frame
 
+GUIDE = Path(__file__).resolve().parents[2] / "docs/api-guide.md"
 BASH = {"argv": ["bash", "--norc", "--noprofile", "-i"], "tty": {}, "env": {"PS1": "ready> ", "HISTFILE": ""}}
 TERMINALS = 10
 
@@ -145,6 +150,15 @@ async def test_a_server_on_loopback_is_reached(
         await client.signal("SIGKILL")
         assert await client.rest() == 1000
         assert client.exit["reason"] == "killed"
+
+
+def test_the_guides_example_runs(platform: Platform) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.DOTALL)
+    [code] = [block for block in blocks if "ws_connect" in block]
+    env = os.environ | {"SANDLOT_URL": platform.url, "SANDLOT_API_KEY": platform.key}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    assert "50 132" in done.stdout
+    assert done.stdout.endswith("exited\n")
 
 
 async def test_an_attached_sandbox_is_not_idle(platform: Platform, session: aiohttp.ClientSession) -> None:
