@@ -7,7 +7,7 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -82,7 +82,16 @@ class Switches:
 class FakeNode:
     """Serves `<run>/api/<name>.sock` and reports to `<run>/api/api.sock` when told to."""
 
-    def __init__(self, run_dir: Path, name: str = "sandboxd", *, cpus: float = 1e6, images: bool = True) -> None:
+    def __init__(  # what a node can be told to be
+        self,
+        run_dir: Path,
+        name: str = "sandboxd",
+        *,
+        cpus: float = 1e6,
+        images: bool = True,
+        routes: Iterable[web.AbstractRouteDef] = (),
+    ) -> None:
+        self.routes = list(routes)
         self.id = new_id("nod", os.urandom)
         self.name = name
         self.socket = run_dir / "api" / f"{name}.sock"
@@ -106,6 +115,7 @@ class FakeNode:
         app = web.Application(middlewares=[self._problems], client_max_size=64 << 20)
         sandbox = "/v1/sandboxes/{id}"
         process = sandbox + "/processes/{process}"
+        app.add_routes(self.routes)
         app.add_routes(
             [
                 web.put("/node/v1/sandboxes/{id}", self._ensure),
@@ -122,6 +132,7 @@ class FakeNode:
                 web.post(process + "/signal", self._signal),
                 web.post(process + "/resize", self._resize),
                 *files.routes(DataPlane(self, utc_now, os.urandom, Bounds())),
+                web.get(process + "/attach", self._attach),
             ]
         )
         self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=1, auto_decompress=False)
@@ -338,6 +349,12 @@ class FakeNode:
             self.cancelled.append(request.match_info["process"])
             raise
         return answer
+
+    async def _attach(self, request: web.Request) -> web.WebSocketResponse:
+        socket = web.WebSocketResponse(protocols=("sandlot.process.v1",), compress=False)
+        await socket.prepare(request)
+        await socket.receive()
+        return socket
 
     async def _stdin(self, request: web.Request) -> web.Response:
         held, _ = self._find(request)

@@ -68,7 +68,8 @@ def open_socket() -> socket.socket:
 async def serving(sandbox: StandSandbox) -> AsyncGenerator[str]:
     """Serve the sandbox; the base URL of its calls."""
     app = web.Application(middlewares=[problems], client_max_size=0)
-    app.add_routes(routes(sandbox))
+    leaving = Ending()
+    app.add_routes(routes(sandbox, leaving=leaving))
     runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1, auto_decompress=False)
     await runner.setup()
     listener = socket.create_server(("127.0.0.1", 0))
@@ -76,6 +77,7 @@ async def serving(sandbox: StandSandbox) -> AsyncGenerator[str]:
         await web.SockSite(runner, listener).start()
         yield f"http://127.0.0.1:{listener.getsockname()[1]}{BASE}"
     finally:
+        leaving.set()
         await runner.cleanup()
         listener.close()
         await asyncio.sleep(0)

@@ -11,7 +11,6 @@ router = APIRouter()
 
 _BELOW_SANDBOX: Final = (
     "access",
-    "dial",
     "egress",
     "events",
     "fork",
@@ -62,4 +61,3 @@ for _name in _BELOW_SANDBOX:
 for _name in _COLLECTIONS:
     _add(f"/v1/{_name}", _name, _METHODS)
     _add(f"/v1/{_name}/{{rest:path}}", _name, _METHODS)
-_add("/v1/sandboxes/{sandbox_id}/processes/{process_id}/attach", "attach", ["GET"])

@@ -4,7 +4,7 @@ import asyncio
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final, TypeVar
 
@@ -16,7 +16,7 @@ from sandboxd.app.bounds import Bounds, Hold
 from sandboxd.contract.ids import RandomBytes, is_id
 from sandboxd.contract.problems import ProblemError
 from sandboxd.contract.validation import invalid, invalid_field
-from sandboxd.processes.live import LiveSandbox, Sandboxes
+from sandboxd.processes.live import Ending, LiveSandbox, Sandboxes
 
 MAX_BODY_BYTES: Final = 1_048_576
 BODY_IDLE_SECONDS: Final = 30.0
@@ -60,6 +60,8 @@ class DataPlane:
     now: Callable[[], datetime]
     random_bytes: RandomBytes
     bounds: Bounds
+    leaving: Ending = field(default_factory=Ending)
+    """Set when this program is about to stop: what would go on for ever says so to its client."""
 
     def on(self, method: str, path: str, handler: Handler) -> web.AbstractRouteDef:
         """Return the route of `/v1/sandboxes/{id}` + `path`. Handlers raise ProblemError."""

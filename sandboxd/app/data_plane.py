@@ -6,16 +6,20 @@ from datetime import datetime
 
 from aiohttp import web
 
-from sandboxd.app import files, processes
+from sandboxd.app import attach, dial, files, processes
 from sandboxd.app.bounds import Bounds
 from sandboxd.app.call import DataPlane, utc_now
 from sandboxd.contract.ids import RandomBytes
-from sandboxd.processes.live import Sandboxes
+from sandboxd.processes.live import Ending, Sandboxes
 
 
 def routes(
-    sandboxes: Sandboxes, *, now: Callable[[], datetime] = utc_now, random_bytes: RandomBytes = os.urandom
+    sandboxes: Sandboxes,
+    *,
+    now: Callable[[], datetime] = utc_now,
+    random_bytes: RandomBytes = os.urandom,
+    leaving: Ending | None = None,
 ) -> list[web.AbstractRouteDef]:
-    """Return the routes below `/v1/sandboxes/{id}`."""
-    plane = DataPlane(sandboxes, now, random_bytes, Bounds())
-    return [*processes.routes(plane), *files.routes(plane)]
+    """Return the routes below `/v1/sandboxes/{id}`; `leaving` is set before this program stops."""
+    plane = DataPlane(sandboxes, now, random_bytes, Bounds(), leaving or Ending())
+    return [*processes.routes(plane), *files.routes(plane), *attach.routes(plane), *dial.routes(plane)]

@@ -24,7 +24,6 @@ from sandboxd.app.paging import page_of
 from sandboxd.app.query import Query
 from sandboxd.contract.frames import MEDIA_TYPE as FRAMES
 from sandboxd.contract.ids import new_id, process_id_from_key
-from sandboxd.contract.problems import ProblemError
 from sandboxd.contract.processes import (
     MAX_RESULT_BYTES,
     ProcessSpec,
@@ -69,7 +68,6 @@ def routes(plane: DataPlane) -> list[web.AbstractRouteDef]:
         on("POST", one + "/stdin", _stdin),
         on("POST", one + "/signal", _signal),
         on("POST", one + "/resize", _resize),
-        on("GET", one + "/attach", _attach),
     ]
 
 
@@ -213,15 +211,6 @@ async def _resize(call: Call) -> web.StreamResponse:
     body = await read_model(call.request, ResizeSpec, MAX_BODY_BYTES)
     await calls.resize(call.sandbox, call.process_id, body)
     return web.Response(status=204)
-
-
-async def _attach(call: Call) -> web.StreamResponse:
-    raise ProblemError(
-        "not_implemented",
-        "Attaching by WebSocket is not available in this version.",
-        reason="attach",
-        hint=f"Follow GET /v1/sandboxes/{call.sandbox.id}/processes/{call.process_id}/output?follow=true.",
-    )
 
 
 def _process_id(call: Call, given: str | None) -> str:

@@ -24,6 +24,7 @@ from sandboxd.contract.reasons import SandboxReason
 from sandboxd.contract.states import TERMINAL
 from sandboxd.heartbeat import Heartbeat, SocketLink
 from sandboxd.manager.manager import StopRequest
+from sandboxd.processes.live import Ending
 
 _log = structlog.get_logger(__name__)
 
@@ -100,7 +101,8 @@ async def serving(config: NodeConfig, parts: Parts) -> AsyncGenerator[Node]:
 @asynccontextmanager
 async def _listening(node: Node) -> AsyncGenerator[None]:
     config = node.config
-    routes = [*node_calls.routes(node.manager, node.reporter), *data_plane.routes(node.manager)]
+    leaving = Ending()
+    routes = [*node_calls.routes(node.manager, node.reporter), *data_plane.routes(node.manager, leaving=leaving)]
     own = operator.routes(node.parts.ledger, node.meters)
     serves = runner(application(allowed_peers(config.api_user), [*routes, *own]))
     await serves.setup()
@@ -108,6 +110,7 @@ async def _listening(node: Node) -> AsyncGenerator[None]:
         await web.SockSite(serves, listen(config.node_socket_path, config.api_user)).start()
         yield
     finally:
+        leaving.set()
         await serves.cleanup()
 
 

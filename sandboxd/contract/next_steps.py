@@ -59,6 +59,7 @@ NEXT_STEPS: Final[dict[str, str]] = {
     "internal": "Report it with its `request_id`.",
     "not_implemented": "Leave out what `reason` names.",
     "guest_failed": "Delete the sandbox and create another.",
+    "port_not_listening": "Start a server on that port inside the sandbox, then connect again.",
     "deadline_exceeded": "Send the same request again, or wait longer for its effect.",
     "no_capacity": "Send the same request again later, or end sandboxes that are not needed.",
     "node_unreachable": "Send the same request again.",

@@ -78,6 +78,7 @@ CODES: Final[dict[str, CodeRow]] = {
     "internal": CodeRow(500, "Internal error"),
     "not_implemented": CodeRow(501, "Not available in this version"),
     "guest_failed": CodeRow(502, "The sandbox's guest agent failed"),
+    "port_not_listening": CodeRow(502, "Nothing listens on the port", retryable=True),
     "deadline_exceeded": CodeRow(504, "It took too long", retryable=True),
     "no_capacity": CodeRow(503, "No node has room now", retryable=True),
     "node_unreachable": CodeRow(503, "The sandbox's node is out of reach", retryable=True),

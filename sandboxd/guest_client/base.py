@@ -89,6 +89,41 @@ class FollowedStart(Protocol):
         ...
 
 
+class GuestAttachment(Protocol):
+    """One connection to a process, both ways."""
+
+    def batches(self) -> AsyncGenerator[Batch]:
+        """Yield whole frames until `exit`: `attached` first, then output, and what became of input between.
+
+        GuestUnreachableError when the connection breaks or falls silent before. What is in the frames is not checked.
+        """
+        ...
+
+    async def send(self, frame: bytes) -> None:
+        """Send one frame of input. Waits while the guest takes no more."""
+        ...
+
+    async def detach(self) -> None:
+        """Let the guest take what was sent, and go. Bounded in time."""
+        ...
+
+
+class Duplex(Protocol):
+    """A stream of bytes both ways. GuestUnreachableError when it breaks."""
+
+    async def read(self) -> bytes:
+        """Return some bytes; none at the end of what the other side says."""
+        ...
+
+    async def write(self, data: bytes) -> None:
+        """Send bytes. Waits while the other side takes no more."""
+        ...
+
+    def end(self) -> None:
+        """Say that no more will be written."""
+        ...
+
+
 class Guest(Protocol):
     """One sandbox's guest agent.
 
@@ -148,6 +183,16 @@ class Guest(Protocol):
         self, process_id: str, body: AsyncIterator[bytes], *, offset: int | None, close: bool
     ) -> dict[str, Any]:
         """Pass standard input on; `{offset, closed}`."""
+        ...
+
+    def attach(
+        self, process_id: str, *, after: int = 0, tail_bytes: int | None = None
+    ) -> AbstractAsyncContextManager[GuestAttachment]:
+        """Attach to a process: its output from a position, and input."""
+        ...
+
+    def dial(self, port: int) -> AbstractAsyncContextManager[Duplex]:
+        """Connect to a port of the sandbox's loopback; `port_not_listening`."""
         ...
 
     async def signal(self, process_id: str, signal: str, scope: str, key: str | None) -> None:

@@ -163,6 +163,31 @@ class GuestConnection:
             max_headers=32,
         )
 
+    async def connected(self) -> socket.socket:
+        """Return a connection of its own, outside the kept ones. GuestUnreachableError."""
+        if self._closed:
+            raise GuestUnreachableError("the client is closed")
+        made = self._open_socket()
+        try:
+            made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            async with asyncio.timeout(self.limits.connect_seconds):
+                await asyncio.get_running_loop().sock_connect(made, (self._url.host, self._url.port))
+        except (OSError, TimeoutError) as error:
+            made.close()
+            raise GuestUnreachableError(f"no connection: {type(error).__name__}") from error
+        except BaseException:
+            made.close()
+            raise
+        return made
+
+    def upgrade_head(self, path: str, query: dict[str, str], protocol: str) -> bytes:
+        """Return the request that turns a connection into a stream."""
+        target = self._url.joinpath("v1", path, encoded=True).with_query(query).raw_path_qs
+        return (
+            f"GET {target} HTTP/1.1\r\nHost: {self._url.host}\r\nAuthorization: Bearer {self._token}\r\n"
+            f"Connection: Upgrade\r\nUpgrade: {protocol}\r\n\r\n"
+        ).encode("ascii")
+
     def _socket_for(self, _address: object) -> socket.socket:
         return self._open_socket()
 

@@ -14,7 +14,17 @@ from typing import Any
 
 from sandboxd.contract.frames import Batch, Frame, FrameKind, batch_of
 from sandboxd.contract.problems import ProblemError
-from sandboxd.guest_client.base import FollowedStart, GuestUnreachableError, Health, Init, InitResult, Started
+from sandboxd.guest_client.base import (
+    Duplex,
+    FollowedStart,
+    GuestAttachment,
+    GuestUnreachableError,
+    Health,
+    Init,
+    InitResult,
+    Started,
+)
+from sandboxd.guest_client.fake_attach import FakeAttachment, FakeStream
 from sandboxd.guest_client.fake_files import FakeFiles
 from sandboxd.guest_client.fake_process import FakeProcess
 
@@ -29,6 +39,8 @@ class FakeGuest:
     def __init__(self, *, now: Callable[[], datetime] = _utc_now, shell: str | None = "/bin/sh") -> None:
         self.initialized_by: Init | None = None
         self.shell = shell
+        self.echoing: set[int] = set()
+        """Ports on which a server sends back what it is sent."""
         self.calls: Counter[str] = Counter()
         self.backstop_seconds: float | None = None
         self._now = now
@@ -200,6 +212,32 @@ class FakeGuest:
         if close and not process.stdin_closed:
             process.feed(b"", close=True)
         return {"offset": process.stdin_offset, "closed": process.stdin_closed}
+
+    def attach(
+        self, process_id: str, *, after: int = 0, tail_bytes: int | None = None
+    ) -> AbstractAsyncContextManager[GuestAttachment]:
+        return self._attach(process_id, after, tail_bytes)
+
+    @asynccontextmanager
+    async def _attach(self, process_id: str, after: int, tail_bytes: int | None) -> AsyncGenerator[FakeAttachment]:
+        await self._enter("attach")
+        process = self._find(process_id)
+        end = process.output.next_seq
+        if tail_bytes is not None:
+            after = max(process.output.first_seq, end - tail_bytes)
+        if after > end:
+            raise ProblemError("seq_out_of_range", f"the output ends at {end}", next_seq=end)
+        yield FakeAttachment(process, after, self, self._require_alive)
+
+    def dial(self, port: int) -> AbstractAsyncContextManager[Duplex]:
+        return self._dial(port)
+
+    @asynccontextmanager
+    async def _dial(self, port: int) -> AsyncGenerator[FakeStream]:
+        await self._enter("dial")
+        if port not in self.echoing:
+            raise ProblemError("port_not_listening", f"port {port}: connection refused", port=port)
+        yield FakeStream()
 
     async def signal(self, process_id: str, signal: str, scope: str, key: str | None) -> None:
         del scope, key

@@ -80,6 +80,8 @@ class FakeProcess:
         self.exit: Exit | None = None
         self.stdin_closed = not (spec.get("stdin") or spec.get("tty") or spec.get("input_base64") is not None)
         self.stdin_offset = 0
+        self.takes_stdin = True
+        """False: standard input is full, and nothing that attachments send is written."""
         policy: dict[str, Any] = spec.get("output") or {}
         self.output = _Output(int(policy.get("ring_bytes", DEFAULT_RING_BYTES)))
         self.started_at = now()

@@ -16,7 +16,9 @@ import aiohttp
 from sandboxd.contract.frames import Batch, Decoder, Frame, FrameError
 from sandboxd.guest_client.base import (
     GUEST_PORT,
+    Duplex,
     FollowedStart,
+    GuestAttachment,
     GuestError,
     GuestUnreachableError,
     Health,
@@ -28,6 +30,7 @@ from sandboxd.guest_client.connection import GuestConnection, Limits
 from sandboxd.guest_client.files import HttpFiles
 from sandboxd.guest_client.pace import Pace
 from sandboxd.guest_client.stream import FrameStream
+from sandboxd.guest_client.upgrade import attached, dialled
 from sandboxd.guest_client.wire import parse_health, parse_init_result, render_init
 
 
@@ -170,6 +173,14 @@ class HttpGuest:
             if failure:
                 raise failure[0] from None
             raise
+
+    def attach(
+        self, process_id: str, *, after: int = 0, tail_bytes: int | None = None
+    ) -> AbstractAsyncContextManager[GuestAttachment]:
+        return attached(self._connection, self._pace, process_id, after=after, tail_bytes=tail_bytes)
+
+    def dial(self, port: int) -> AbstractAsyncContextManager[Duplex]:
+        return dialled(self._connection, port)
 
     async def signal(self, process_id: str, signal: str, scope: str, key: str | None) -> None:
         headers = {} if key is None else {"Idempotency-Key": key}

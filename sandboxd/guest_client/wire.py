@@ -45,6 +45,7 @@ _PASSED_ON: Final[dict[str, dict[str, type]]] = {
     "unsafe_archive": {"entry": str, **_EXTRACTED},
     "malformed_request": {},
     "disk_full": {},
+    "port_not_listening": {"port": int},
     "sandbox_not_ready": {},
     "not_implemented": {},
 }

@@ -77,7 +77,7 @@ def test_connections_are_bounded(guest: RawGuest) -> None:
     held: list[socket.socket] = []
     try:
         refused = False
-        held.extend(socket.create_connection((guest.host, guest.port), timeout=10) for _ in range(300))
+        held.extend(socket.create_connection((guest.host, guest.port), timeout=10) for _ in range(1100))
         held[-1].sendall(b"GET /v1/health HTTP/1.1\r\nHost: x\r\n\r\n")
         try:
             refused = held[-1].recv(1) == b""

@@ -22,6 +22,7 @@ from harness import platform as start
 from raw_sandbox import TOKEN, RawBox, RawSandbox, raw_box
 from report import PAGE, Row, median, percentile, render
 from sandboxd.contract.frames import MEDIA_TYPE
+from terminal import terminal
 
 ROUNDS = 15
 SMALL = {"memory_mib": 256}
@@ -394,6 +395,7 @@ BENCHMARKS: dict[str, Callable[[Platform, RawBox], Awaitable[list[Row]]]] = {
     "cold_create": cold_create,
     "throughput": throughput,
     "files": files,
+    "terminal": terminal,
     "api_overhead": api_overhead,
     "idle": idle,
 }

@@ -36,7 +36,6 @@ LATER: Final = (
     ("PUT", "/v1/sandboxes/{sandbox_id}/egress"),
     ("GET", "/v1/sandboxes/{sandbox_id}/egress/decisions"),
     ("POST", "/v1/sandboxes/{sandbox_id}/pause"),
-    ("GET", "/v1/sandboxes/{sandbox_id}/processes/{process_id}/attach"),
 )
 FILE_COLLECTIONS: Final = (["files"], ["directories"], ["archive"], ["watch"])
 BODIES: Final[dict[str, Any]] = {

@@ -64,6 +64,18 @@ type Record struct {
 	stdin    stdin
 	signaled []string
 	produced int64
+	// inputs of those attached now.
+	inputs map[*Input]struct{}
+	// room is told when attachments' input was written, or never will be.
+	room *sync.Cond
+	// turn is held by whoever writes to standard input.
+	turn chan struct{}
+}
+
+func newRecord(id string, mark [32]byte) *Record {
+	r := &Record{id: id, mark: mark, settled: make(chan struct{}), done: make(chan struct{}), turn: make(chan struct{}, 1), inputs: map[*Input]struct{}{}}
+	r.room = sync.NewCond(&r.mu)
+	return r
 }
 
 // start fills a claimed record and runs its program. A problem refuses it; a program that cannot be executed does not.
@@ -175,6 +187,7 @@ func (r *Record) closeOne() {
 	defer r.mu.Unlock()
 	r.closeStdin()
 	r.report(r.verdict())
+	r.room.Broadcast()
 }
 
 func (r *Record) verdict() wire.Exit {
@@ -237,7 +250,7 @@ func (r *Record) Sketch() wire.Process {
 	view := r.view
 	view.Argv = shown(view.Argv)
 	view.FirstSeq, view.NextSeq, view.StdoutBytes, view.StderrBytes = r.ring.Positions()
-	view.StdinOffset, view.StdinClosed = r.stdin.offset, r.stdin.closed
+	view.StdinOffset, view.StdinClosed = r.taken(), r.stdin.closed || r.stdin.ending
 	if view.State == "running" {
 		view.DurationSeconds = time.Since(r.started).Seconds()
 	}

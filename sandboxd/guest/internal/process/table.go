@@ -96,7 +96,7 @@ func (t *Table) claim(id string, mark [32]byte) (*Record, bool, *wire.Problem) {
 	if t.stopping {
 		return nil, false, wire.Fail("sandbox_not_ready", "the sandbox is shutting down")
 	}
-	record := &Record{id: id, mark: mark, settled: make(chan struct{}), done: make(chan struct{})}
+	record := newRecord(id, mark)
 	t.records[id] = record
 	t.order = append(t.order, record)
 	t.running++

@@ -101,6 +101,8 @@ func (s *Server) routes() map[string]map[string]call {
 		"processes":             {"POST": s.start, "GET": s.list},
 		"processes/{id}":        {"GET": s.show},
 		"processes/{id}/output": {"GET": s.output},
+		"processes/{id}/attach": {"GET": s.attach},
+		"dial":                  {"GET": s.dial},
 		"processes/{id}/head":   {"GET": s.head},
 		"processes/{id}/stdin":  {"POST": s.stdin},
 		"processes/{id}/signal": {"POST": s.signal},

@@ -134,6 +134,12 @@ type Process struct {
 	StdinClosed     bool        `json:"stdin_closed"`
 }
 
+// Attached is the first frame of an attachment: the process, and where the output that follows begins.
+type Attached struct {
+	Process
+	After uint64 `json:"after"`
+}
+
 // ProcessList is the answer of GET /v1/processes.
 type ProcessList struct {
 	Items []Process `json:"items"`

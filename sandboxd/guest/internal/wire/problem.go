@@ -37,6 +37,7 @@ var statuses = map[string]int{
 	"no_shell":              422,
 	"too_many_streams":      429,
 	"internal":              500,
+	"port_not_listening":    502,
 	"disk_full":             507,
 }
 
