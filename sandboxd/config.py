@@ -62,6 +62,19 @@ class NodeConfig(BaseSettings):
     disk_watermark_mib: int = Field(default=1024, ge=0)
     """With less than this left free the sandbox that wrote most is stopped."""
 
+    pool_size: int = Field(default=4, ge=0)
+    """How many sandboxes of `pool_image` at the default size always stand ready, to be claimed in milliseconds."""
+    pool_image: str = "base"
+    """The name of the image of which some always stand ready."""
+    pool_max: int = Field(default=16, ge=0)
+    """How many stand ready at most, of whatever was asked for lately; each takes some 16 MiB. 0: none, ever."""
+    pool_bridge_seconds: float = Field(default=10, ge=0)
+    """How long the demand of the last minute is to be met out of the pool, while nothing is made anew."""
+    pool_boots: int = Field(default=1, ge=1)
+    """How many are booted at once; none is while a create waits for a cold start."""
+    pool_pause_seconds: float = Field(default=0.2, ge=0)
+    """Between two boots, so that whoever got the last one has the processors."""
+
     slot_pool_size: int = Field(default=8, ge=0)
     """How many networks are kept ready."""
     uplink_range: IPv4Network = IPv4Network("10.230.0.0/16")

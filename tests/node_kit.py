@@ -136,7 +136,7 @@ class World:
             data_dir=self.directory,
             run_dir=self.directory / "run",
             runtime="fake",
-            **{"stop_drain_seconds": 0.2, "exit_seconds": 1, **self.settings},  # pyright: ignore[reportArgumentType] - by name
+            **{"stop_drain_seconds": 0.2, "exit_seconds": 1, "pool_max": 0, **self.settings},  # pyright: ignore[reportArgumentType] - by name
         )
 
     def residue(self) -> list[str]:

@@ -16,6 +16,7 @@ from sandboxd.cgroups import Cgroups
 from sandboxd.clock import Clock, HostClock
 from sandboxd.config import NodeConfig
 from sandboxd.contract.messages import Resources, RuntimeInfo
+from sandboxd.contract.ready import ReadyKey, ready_key
 from sandboxd.guest_client.http import HttpGuest
 from sandboxd.hooks.base import FailPoints, Hook, NoFailPoints
 from sandboxd.hooks.egress import EgressHook
@@ -31,8 +32,10 @@ from sandboxd.ledger.sqlite import SqliteLedger
 from sandboxd.manager.admission import Admission, AdmissionRules
 from sandboxd.manager.host import FakeHost, Host, LinuxHost, is_full
 from sandboxd.manager.manager import Manager
+from sandboxd.manager.pool import PoolPlan
 from sandboxd.manager.reports import NodeFacts, Reporter
 from sandboxd.manager.startup import StartUp
+from sandboxd.manager.targets import PoolRules
 from sandboxd.manager.upkeep import Upkeep
 from sandboxd.network.base import Network
 from sandboxd.network.fake import FakeNetwork
@@ -143,6 +146,7 @@ def make_manager(config: NodeConfig, parts: Parts, identity: Identity, boot_id: 
     return Manager(
         tools,
         Admission(rules, parts.host, _memory_need_mib),
+        pool=_pool_plan(config, parts.images),
         node_key=identity.key,
         boot_id=boot_id,
         max_starts=config.max_starts,
@@ -189,6 +193,22 @@ async def opened(config: NodeConfig, parts: Parts) -> AsyncGenerator[Node]:
 def _memory_need_mib(resources: Resources) -> int:
     """Return what a sandbox is allowed in all, the stated overhead of running it included."""
     return -(-limits(resources).memory_bytes // _MIB)
+
+
+def _pool_plan(config: NodeConfig, images: Images) -> PoolPlan:
+    names = {config.pool_image, f"{config.pool_image}:latest"}
+
+    def standing() -> dict[ReadyKey, int]:
+        held = next((image for image in images.held() if names.intersection(image.names)), None)
+        return {} if held is None else {ready_key(held.id, Resources()): config.pool_size}
+
+    return PoolPlan(
+        rules=PoolRules(most=config.pool_max, bridge_seconds=config.pool_bridge_seconds),
+        standing=standing,
+        images=lambda: {image.id for image in images.held()},
+        boots=config.pool_boots,
+        pause_seconds=config.pool_pause_seconds,
+    )
 
 
 def _hooks(config: NodeConfig, parts: Parts) -> tuple[Hook, ...]:

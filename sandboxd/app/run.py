@@ -122,7 +122,7 @@ def _spare_the_collector() -> None:
 async def end_all(config: NodeConfig) -> None:
     """End every sandbox with reason `operator_stopped`, then remove the network and what the runtime keeps."""
     parts = real_parts(config)
-    async with opened(config, parts) as node:
+    async with opened(config.model_copy(update={"pool_max": 0}), parts) as node:
         manager = node.manager
         stop = StopRequest(
             generation=None,

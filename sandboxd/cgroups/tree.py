@@ -16,6 +16,8 @@ class Limits:
 
     memory_bytes: int
     cpus: float
+    weight: float
+    """The share when all want more than there is, in units of a processor."""
     pids: int
 
 

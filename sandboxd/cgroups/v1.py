@@ -52,7 +52,7 @@ class V1:
         cpu = self._root / "cpu" / group
         write(cpu / "cpu.cfs_period_us", CPU_PERIOD_US)
         write(cpu / "cpu.cfs_quota_us", int(limits.cpus * CPU_PERIOD_US))
-        write(cpu / "cpu.shares", max(2, int(limits.cpus * _SHARES_PER_CPU)))
+        write(cpu / "cpu.shares", max(2, int(limits.weight * _SHARES_PER_CPU)))
         write(self._root / "pids" / group / "pids.max", limits.pids)
 
     def limit_memory(self, group: str, memory_bytes: int) -> None:

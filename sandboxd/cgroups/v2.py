@@ -47,7 +47,7 @@ class V2:
         directory = self._root / group
         self.limit_memory(group, limits.memory_bytes)
         write(directory / "cpu.max", f"{int(limits.cpus * CPU_PERIOD_US)} {CPU_PERIOD_US}")
-        write(directory / "cpu.weight", min(10_000, max(1, int(limits.cpus * _DEFAULT_WEIGHT))))
+        write(directory / "cpu.weight", min(10_000, max(1, int(limits.weight * _DEFAULT_WEIGHT))))
         write(directory / "pids.max", limits.pids)
 
     def limit_memory(self, group: str, memory_bytes: int) -> None:

@@ -127,6 +127,27 @@ class RuntimeInfo(Open):
     platform: str
 
 
+class ReadySandboxes(Open):
+    """How many sandboxes of a kind a node has ready: booted, blocked, nobody's."""
+
+    image_id: ImageId
+    memory_mib: int
+    processors: int
+    disk_mib: int
+    ready: int
+
+
+class PoolReport(Open):
+    """A node's ready pool. The counts are since the node agent's start."""
+
+    ready: list[ReadySandboxes] = Field(default_factory=list[ReadySandboxes])
+    hits: int = 0
+    misses: int = 0
+    boots: int = 0
+    boot_failures: int = 0
+    claim_failures: int = 0
+
+
 class NodeReport(Open):
     """Body of `POST /internal/v1/node-reports`: what a node has and runs.
 
@@ -151,6 +172,7 @@ class NodeReport(Open):
     capacity: Capacity
     used: Capacity
     images: list[NodeImage]
+    pool: PoolReport = PoolReport()
     sandboxes: list[SandboxReport]
 
 

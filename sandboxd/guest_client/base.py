@@ -27,9 +27,13 @@ class Init:
     resolvers: tuple[str, ...]
     max_processes: int
     memory_bytes: int
+    cpus: float
+    """What programs inside that look for a quota of their own are to find."""
     now_us: int
     seed: bytes = field(repr=False)
     backstop_seconds: float | None
+    token: str | None = field(default=None, repr=False)
+    """The token from now on: of a sandbox that was made ready under another name. The old one is dead."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +108,7 @@ class Guest(Protocol):
         ...
 
     async def init(self, init: Init, timeout_seconds: float = 10) -> InitResult:
-        """Tell it who it is."""
+        """Tell it who it is. With a token in it, every later call is made by that one."""
         ...
 
     async def set_backstop(self, seconds: float | None) -> None:

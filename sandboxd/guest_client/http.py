@@ -53,7 +53,10 @@ class HttpGuest:
 
     async def init(self, init: Init, timeout_seconds: float = 10) -> InitResult:
         body = render_init(init, base64.b64encode(init.seed).decode())
-        return parse_init_result(await self._connection.json("POST", "init", json=body, seconds=timeout_seconds))
+        result = parse_init_result(await self._connection.json("POST", "init", json=body, seconds=timeout_seconds))
+        if init.token is not None:
+            self._connection.use(init.token)
+        return result
 
     async def set_backstop(self, seconds: float | None) -> None:
         await self._connection.nothing("POST", "backstop", json={"seconds": seconds})

@@ -13,7 +13,7 @@ from typing import Final
 
 from sandboxd.errors import LedgerError
 from sandboxd.ledger.base import SCHEMA_VERSION, Contents, Record
-from sandboxd.ledger.rows import PUT, READ, SCHEMA, from_row, to_row
+from sandboxd.ledger.rows import MIGRATIONS, PUT, READ, SCHEMA, from_row, to_row
 
 _MAX_BATCH: Final = 512
 
@@ -163,9 +163,12 @@ def _connect(path: Path) -> sqlite3.Connection:
         connection.execute("PRAGMA locking_mode = EXCLUSIVE")
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
-        _check_version(connection.execute("PRAGMA user_version").fetchone()[0])
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        _check_version(version)
         connection.execute("BEGIN IMMEDIATE")
-        for statement in SCHEMA:
+        # A file without a version is a new one, or one whose making was cut off: then it has no table either.
+        migrations = [MIGRATIONS[each] for each in range(version, SCHEMA_VERSION)] if version else []
+        for statement in (*(step for steps in migrations for step in steps), *SCHEMA):
             connection.execute(statement)
         connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         connection.execute("COMMIT")

@@ -4,14 +4,15 @@ import asyncio
 import os
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import structlog
 
-from sandboxd.contract.ids import RandomBytes, is_id
-from sandboxd.contract.messages import EnsureSandbox, PatchSandbox, SandboxReport, SandboxSpec
+from sandboxd.contract.ids import RandomBytes, is_id, new_handle
+from sandboxd.contract.messages import EnsureSandbox, ImageRef, PatchSandbox, SandboxReport, SandboxSpec
 from sandboxd.contract.problems import ProblemError
+from sandboxd.contract.ready import ReadyKey, ready_key
 from sandboxd.contract.reasons import SandboxReason
 from sandboxd.contract.states import NOT_READY, TERMINAL, SandboxState
 from sandboxd.errors import (
@@ -30,9 +31,12 @@ from sandboxd.ledger.base import Contents, Phase, Record
 from sandboxd.manager.admission import Admission
 from sandboxd.manager.changes import Changes
 from sandboxd.manager.live import Live
+from sandboxd.manager.pool import Member, Pool, PoolPlan
 from sandboxd.manager.tombstones import Tombstones
 from sandboxd.processes.live import VERDICT_SECONDS, LiveSandbox
+from sandboxd.runner.claim import Cold
 from sandboxd.runner.life import Life
+from sandboxd.runner.line import Line
 from sandboxd.runner.runner import Runner
 from sandboxd.runner.tools import Tools
 
@@ -64,6 +68,7 @@ class Manager:
         tools: Callable[[Callable[[str], None]], Tools],
         admission: Admission,
         *,
+        pool: PoolPlan,
         node_key: bytes,
         boot_id: str,
         random_bytes: RandomBytes = os.urandom,
@@ -82,7 +87,8 @@ class Manager:
         self.tombstones = Tombstones()
         self._node_key = node_key
         self._random_bytes = random_bytes
-        self._line = asyncio.Semaphore(max_starts)
+        self._line = Line(max_starts)
+        self.pool = Pool(self.tools, admission, pool, line=self._line, new_parts=self._parts_of_nobody)
         self._exit_seconds = exit_seconds
         self._group: asyncio.TaskGroup | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -103,6 +109,7 @@ class Manager:
                 self._group = group
                 try:
                     await start_up(self, contents)
+                    self.pool.open(self._spawn)
                     yield
                     await self._let_finish()
                 finally:
@@ -125,6 +132,7 @@ class Manager:
         ]
         try:
             async with asyncio.timeout(self._exit_seconds):
+                await self.pool.close()
                 for life in moving:
                     await (life.settled if life.state is SandboxState.STARTING else life.over).wait()
         except TimeoutError:
@@ -229,12 +237,13 @@ class Manager:
     def report(self, life: Life) -> SandboxReport:
         """Report one sandbox, with its meters as they are now."""
         live = life.record.incarnation is not None and not life.over.is_set() and life.verdict is None
-        return life.report(self.tools.runtime.usage(life.id) if live else None)
+        return life.report(self.tools.runtime.usage(life.handle) if live else None)
 
     def parts_of(self, record: Record, env: dict[str, str]) -> Parts:
         """Return what is known of a sandbox's parts from its record."""
         return Parts(
             sandbox_id=record.sandbox_id,
+            handle=record.handle,
             spec=record.spec,
             env=env,
             token=guest_token(self._node_key, record.sandbox_id, record.nonce),
@@ -245,11 +254,16 @@ class Manager:
 
     def take_on(self, runner: Runner, work: Coroutine[Any, Any, None]) -> None:
         """Have a runner's life lived. Its resources are counted until nothing of it is left."""
+        self.runners[runner.life.id] = runner
+        self._spawn(self._live(runner, work), f"runner {runner.life.id}")
+
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        """Have something done until the agent ends, or is done."""
         if self._group is None:
+            work.close()
             msg = "the manager is not open"
             raise RuntimeError(msg)
-        self.runners[runner.life.id] = runner
-        task = self._group.create_task(self._live(runner, work), name=f"runner {runner.life.id}")
+        task = self._group.create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -280,9 +294,35 @@ class Manager:
             raise ProblemError(
                 "no_capacity", f"Remains of an earlier {sandbox_id} are still being removed.", retry_after_seconds=5
             )
-        self.admission.admit(sandbox_id, request.spec.resources)
+        member = self._admit(sandbox_id, request.spec)
+        record, parts = self._cold(sandbox_id, request)
+        cold: Cold | None = None
+        if member is not None:
+            self.pool.keep(member)
+            cold = Cold(nonce=record.nonce, parts=parts, discard=self.pool.discard)
+            record, parts = self._claimed(record, parts, member)
+        life = Life(record, parts, self.tools.clock, SandboxState.STARTING)
+        runner = Runner(life, self.tools)
+        self.take_on(runner, runner.run_new(self._line, request.deadline_seconds, cold))
+        return runner
+
+    def _admit(self, sandbox_id: str, spec: SandboxSpec) -> Member | None:
+        """Find room, and a ready sandbox to claim if there is one; the pool gives way where it must."""
+        member = self.pool.take(ready_key(spec.image.id, spec.resources))
+        try:
+            self.admission.admit(sandbox_id, spec.resources)
+        except ProblemError:
+            if member is not None:
+                self.pool.put_back(member)
+            raise
+        while self.admission.crowded() and self.pool.give_way():
+            pass
+        return member
+
+    def _cold(self, sandbox_id: str, request: EnsureSandbox) -> tuple[Record, Parts]:
         record = Record(
             sandbox_id=sandbox_id,
+            handle=sandbox_id,
             generation=request.generation,
             spec=_without_env(request.spec),
             phase=Phase.ADMITTED,
@@ -294,10 +334,44 @@ class Manager:
         if request.spec.timeout_seconds is not None:
             # Until the guest is initialised; generous, so that a slow start does not cost running time.
             parts.wall_deadline = record.last_active + request.deadline_seconds + request.spec.timeout_seconds
-        life = Life(record, parts, self.tools.clock, SandboxState.STARTING)
-        runner = Runner(life, self.tools)
-        self.take_on(runner, runner.run_new(self._line, request.deadline_seconds))
-        return runner
+        return record, parts
+
+    def _claimed(self, record: Record, cold: Parts, member: Member) -> tuple[Record, Parts]:
+        """Return the record and parts of a sandbox that claims a ready one, with a token nobody has had yet."""
+        ready = member.parts
+        nonce = self._random_bytes(16).hex()
+        record = replace(
+            record,
+            handle=ready.handle,
+            nonce=nonce,
+            slot_index=ready.slot_index,
+            incarnation=ready.incarnation,
+            address=ready.slot.address if ready.slot else None,
+        )
+        parts = replace(
+            ready,
+            sandbox_id=record.sandbox_id,
+            spec=record.spec,
+            env=dict(cold.env),
+            token=guest_token(self._node_key, record.sandbox_id, nonce),
+            wall_deadline=cold.wall_deadline,
+        )
+        return record, parts
+
+    def _parts_of_nobody(self, key: ReadyKey) -> Parts:
+        handle = new_handle(self._random_bytes)
+        return Parts(
+            sandbox_id=handle,
+            handle=handle,
+            spec=SandboxSpec(
+                image=ImageRef(id=key.image_id, reference=key.image_id, digest=""),
+                resources=key.resources,
+                timeout_seconds=None,
+            ),
+            env={},
+            token=guest_token(self._node_key, handle, self._random_bytes(16).hex()),
+            wall_deadline=None,
+        )
 
     def _known(self, sandbox_id: str) -> Runner:
         runner = self.runners.get(sandbox_id)

@@ -111,7 +111,7 @@ def _step(error: Exception) -> str:
 
 def _usage(life: Life, tools: Tools) -> RuntimeUsage | None:
     try:
-        life.usage = tools.runtime.usage(life.id) or life.usage
+        life.usage = tools.runtime.usage(life.handle) or life.usage
     except (OSError, RuntimeFailedError) as error:
         _log.warning("meters cannot be read", sandbox_id=life.id, error=str(error))
     return life.usage
@@ -119,7 +119,7 @@ def _usage(life: Life, tools: Tools) -> RuntimeUsage | None:
 
 def _panicked(life: Life, tools: Tools) -> bool:
     try:
-        return tools.runtime.panicked(life.id)
+        return tools.runtime.panicked(life.handle)
     except (OSError, RuntimeFailedError) as error:
         _log.warning("panic log cannot be read", sandbox_id=life.id, error=str(error))
         return False

@@ -85,6 +85,11 @@ class Life:
         """The sandbox's id."""
         return self.record.sandbox_id
 
+    @property
+    def handle(self) -> str:
+        """What the node's own parts know it by."""
+        return self.record.handle
+
     def write(self, **changes: Any) -> Record:
         """Change fields of the record; returns it, to be put into the ledger."""
         self.record = replace(self.record, **changes)
@@ -147,7 +152,7 @@ class Life:
             expires_at=None if remaining is None else self._clock.now() + timedelta(seconds=remaining),
             remaining_seconds=remaining,
             last_active_at=self._last_active_at(),
-            cpu_used_seconds=used.cpu_used_seconds if used else 0,
+            cpu_used_seconds=max(0.0, used.cpu_used_seconds - record.cpu_before_seconds) if used else 0,
             memory_peak_bytes=used.memory_peak_bytes if used else 0,
         )
 

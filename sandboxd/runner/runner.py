@@ -11,8 +11,10 @@ from sandboxd.contract.reasons import SandboxReason
 from sandboxd.contract.states import TERMINAL, SandboxState
 from sandboxd.errors import ended_problem, stale_generation, stopping
 from sandboxd.guest_client.base import GuestError, GuestUnreachableError
+from sandboxd.runner.claim import Cold
 from sandboxd.runner.deadlines import watch_deadlines
 from sandboxd.runner.life import Cause, Life
+from sandboxd.runner.line import Line
 from sandboxd.runner.recover import recover
 from sandboxd.runner.start import start
 from sandboxd.runner.stop import end, undo
@@ -33,9 +35,9 @@ class Runner:
         self.life = life
         self._tools = tools
 
-    async def run_new(self, line: asyncio.Semaphore, deadline_seconds: float) -> None:
-        """Start it, run it, end it."""
-        cause = await start(self.life, self._tools, line, deadline_seconds)
+    async def run_new(self, line: Line, deadline_seconds: float, cold: Cold | None = None) -> None:
+        """Start it, run it, end it. With `cold`, it has the parts of a ready sandbox."""
+        cause = await start(self.life, self._tools, line, deadline_seconds, cold)
         await self._run(cause)
 
     async def run_recovered(self) -> None:
@@ -51,7 +53,7 @@ class Runner:
 
     async def undo_leftovers(self) -> bool:
         """Try again what could not be undone; tells whether nothing is left now."""
-        errors = await undo(self.life, self._tools)
+        errors = await undo(self.life.parts, self._tools)
         self.life.leftover = bool(errors)
         return not errors
 
@@ -75,7 +77,7 @@ class Runner:
         return life.cause or Cause()
 
     async def _watch_death(self) -> None:
-        seen = await self._tools.runtime.wait(self.life.id)
+        seen = await self._tools.runtime.wait(self.life.handle)
         self.life.begin_end(Cause(end=seen))
 
     async def _watch_deadlines(self) -> None:

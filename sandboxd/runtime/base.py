@@ -32,6 +32,8 @@ class Launch:
     """Directory with the guest binary, bound read-only at /.sandlot."""
     token_sha256: str
     backstop_seconds: float | None
+    background: bool = False
+    """Nobody waits for it: others' processors go first, until `update` gives it its share."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -95,7 +95,7 @@ class RunscRuntime:
         await self._command(sandbox_id, create, launch.image_path, lambda: self._prepare(launch))
         # From here on an end of either process is seen, also one before `start`.
         await self._attach(sandbox_id)
-        self._cgroups.limit(sandbox_id, bundle.limits(launch.resources))
+        self._cgroups.limit(sandbox_id, bundle.limits(launch.resources, background=launch.background))
 
     async def start(self, sandbox_id: str) -> Incarnation:
         live = self._live.get(sandbox_id) or await self._attach(sandbox_id)
@@ -175,7 +175,7 @@ class RunscRuntime:
                 launch, self._places.empty_root(sandbox_id), self._cgroups.path(sandbox_id)
             )
             self._places.write_bundle(sandbox_id, configuration)
-            self._cgroups.make(sandbox_id, bundle.limits_at_create(launch.resources))
+            self._cgroups.make(sandbox_id, bundle.limits_at_create(launch.resources, background=launch.background))
         except OSError as error:
             raise RuntimeFailedError(f"{sandbox_id} cannot be prepared: {error}") from error
 

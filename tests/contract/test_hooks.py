@@ -41,8 +41,14 @@ class Bench:
             "guest": GuestHook(runtime, clock, os.urandom, points, resolvers=("1.1.1.1",), backstop_margin_seconds=60),
         }
         spec = a_spec(world, env={})
+        sandbox_id = a_sandbox_id()
         self.parts = Parts(
-            sandbox_id=a_sandbox_id(), spec=spec, env={"SECRET": "hunter2"}, token="00" * 32, wall_deadline=None
+            sandbox_id=sandbox_id,
+            handle=sandbox_id,
+            spec=spec,
+            env={"SECRET": "hunter2"},
+            token="00" * 32,
+            wall_deadline=None,
         )
 
     async def start(self) -> "Bench":

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sandboxd.contract.ids import new_id
+from sandboxd.contract.ids import new_handle, new_id
 from sandboxd.contract.messages import EgressSpec, ImageRef, SandboxReport, SandboxSpec
 from sandboxd.contract.reasons import SandboxReason
 from sandboxd.contract.states import SandboxState
@@ -41,8 +41,10 @@ def a_record(**changes: object) -> Record:
         image=ImageRef(id=new_id("img", os.urandom), reference="base", digest="sha256:" + "0" * 64),
         egress=EgressSpec(mode="open"),
     )
+    sandbox_id = new_id("sbx", os.urandom)
     record = Record(
-        sandbox_id=new_id("sbx", os.urandom),
+        sandbox_id=sandbox_id,
+        handle=sandbox_id,
         generation=1,
         spec=spec,
         phase=Phase.ADMITTED,
@@ -55,6 +57,8 @@ def a_record(**changes: object) -> Record:
 def a_full_record() -> Record:
     record = a_record(
         phase=Phase.ENDED,
+        handle=new_handle(os.urandom),
+        cpu_before_seconds=0.25,
         slot_index=7,
         incarnation=Incarnation(
             sentry=ProcessIdentity(pid=10, start_time=100), gofer=ProcessIdentity(pid=11, start_time=101)

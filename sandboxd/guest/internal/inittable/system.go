@@ -3,6 +3,7 @@ package inittable
 import (
 	"fmt"
 	"os"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -10,7 +11,9 @@ import (
 	"sandlot.dev/guest/internal/wire"
 )
 
-// Settle gives the sandbox its name, hosts, resolvers and fresh randomness. What cannot be written is noted and skipped:
+const cpuPeriodUS = 100_000
+
+// Settle gives the sandbox its name, hosts, resolvers, quota and fresh randomness. What cannot be written is noted and skipped:
 // an image need not have /etc.
 func Settle(init wire.Init, root string) {
 	if init.Hostname != "" {
@@ -20,6 +23,10 @@ func Settle(init wire.Init, root string) {
 	}
 	if len(init.Resolvers) > 0 {
 		write(root+"/etc/resolv.conf", "nameserver "+strings.Join(init.Resolvers, "\nnameserver ")+"\n")
+	}
+	if quota := int(init.CPUs * cpuPeriodUS); quota > 0 {
+		// The kernel made it from the quota of its own start, which for a ready sandbox was nobody's yet.
+		note("cpu quota", feed(root+"/sys/fs/cgroup/cpu/cpu.cfs_quota_us", strconv.AppendInt(nil, int64(quota), 10)))
 	}
 	if len(init.SeedBase64) > 0 {
 		note("seed", feed(root+"/dev/urandom", init.SeedBase64))
@@ -42,13 +49,13 @@ func write(path, text string) {
 	note(path, os.WriteFile(path, []byte(text), 0o644))
 }
 
-func feed(device string, seed []byte) error {
-	file, err := os.OpenFile(device, os.O_WRONLY, 0)
+func feed(path string, data []byte) error {
+	file, err := os.OpenFile(path, os.O_WRONLY, 0)
 	if err != nil {
 		return err
 	}
 	defer file.Close()
-	_, err = file.Write(seed)
+	_, err = file.Write(data)
 	return err
 }
 

@@ -32,6 +32,7 @@ type Init struct {
 	Resolvers       []string          `json:"resolvers"`
 	MaxProcesses    int               `json:"max_processes"`
 	MemoryBytes     int64             `json:"memory_bytes"`
+	CPUs            float64           `json:"cpus"`
 	NowUS           int64             `json:"now_us"`
 	SeedBase64      []byte            `json:"seed_base64"`
 	TokenSHA256     *string           `json:"token_sha256"`
