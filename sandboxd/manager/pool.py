@@ -195,7 +195,7 @@ class Pool:
                     continue
             except Exception:  # noqa: BLE001 - a fault here must not leave the node without a pool
                 _log.exception("ready pool failed")
-            await self._news_within(pause)
+            await self._until_one_of(self._news.wait(), self._pass(pause), self._way_free())
 
     def _look(self) -> ReadyKey | None:
         """Part with what is not wanted any more; return what is wanted most."""
@@ -286,13 +286,16 @@ class Pool:
         self._news.clear()
         await self._news.wait()
 
-    async def _news_within(self, seconds: float) -> None:
-        """Wait for news, or that time."""
+    async def _way_free(self) -> None:
+        """Wait until no cold start is under way any more; for ever, if none is."""
+        await (asyncio.Event() if self._line.empty.is_set() else self._line.empty).wait()
+
+    @staticmethod
+    async def _until_one_of(*works: Coroutine[Any, Any, object]) -> None:
         async with asyncio.TaskGroup() as group:
-            news = group.create_task(self._news.wait())
-            time = group.create_task(self._pass(seconds))
-            news.add_done_callback(lambda _: time.cancel())
-            time.add_done_callback(lambda _: news.cancel())
+            tasks = [group.create_task(work) for work in works]
+            for task in tasks:
+                task.add_done_callback(lambda _: [each.cancel() for each in tasks])
 
     async def _pass(self, seconds: float) -> None:
         await self._tools.clock.sleep_until(self._tools.clock.boottime() + seconds)
