@@ -56,7 +56,7 @@ def new_handle(random_bytes: RandomBytes) -> str:
 
 def is_handle(text: str) -> bool:
     """Tell whether `text` is what a node's own parts may know a sandbox by: its id, or a name of the ready pool."""
-    return is_id("sbx", text.replace("sbx1", "sbxa", 1))
+    return is_id("sbx", f"sbxa{text[4:]}" if text.startswith("sbx1") else text)
 
 
 def process_id_from_key(sandbox_id: str, idempotency_key: str) -> str:

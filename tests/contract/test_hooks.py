@@ -143,6 +143,69 @@ async def test_broken_off_while_cleaning(bench: Bench, name: str, step: str, cut
     assert bench.world.residue() == []
 
 
+async def make_ready(bench: Bench) -> None:
+    for hook in bench.hooks.values():
+        await hook.make_ready(bench.parts)
+
+
+async def test_nothing_is_reached_from_a_ready_one_and_its_guest_is_nobody(bench: Bench) -> None:
+    await make_ready(bench)
+    slot, sandbox = bench.parts.slot, bench.world.host_world.sandboxes[bench.parts.handle]
+    assert slot is not None
+    assert bench.network.egress[slot.index].mode == "blocked"
+    assert sandbox.guest.initialized_by is None
+    assert sandbox.launch.background
+
+
+@pytest.mark.parametrize("name", NAMES)
+async def test_making_ready_and_claiming_reach_every_step(bench: Bench, name: str) -> None:
+    for each in NAMES[: NAMES.index(name)]:
+        await bench.hooks[each].make_ready(bench.parts)
+    bench.world.points.reached.clear()
+    await bench.hooks[name].make_ready(bench.parts)
+    await bench.hooks[name].claim(bench.parts)
+    assert tuple(bench.world.points.reached) == bench.hooks[name].ready_steps
+
+
+async def test_a_claimed_one_is_like_a_prepared_one(bench: Bench) -> None:
+    await make_ready(bench)
+    for hook in bench.hooks.values():
+        await hook.claim(bench.parts)
+    slot, sandbox = bench.parts.slot, bench.world.host_world.sandboxes[bench.parts.handle]
+    assert slot is not None
+    assert bench.network.egress[slot.index] == bench.parts.spec.egress
+    told = sandbox.guest.initialized_by
+    assert told is not None
+    assert (told.token, bench.parts.env) == (bench.parts.token, {})
+    await bench.undo_all()
+    assert bench.world.residue() == []
+
+
+def ready_steps() -> list[tuple[str, str]]:
+    hooks = (SlotHook, RootfsHook, EgressHook, LaunchHook, GuestHook)
+    return [(hook.name, step) for hook in hooks for step in hook.ready_steps]
+
+
+@pytest.mark.parametrize(("name", "step"), ready_steps())
+@pytest.mark.parametrize("cut", [False, True])
+async def test_broken_off_while_made_ready_or_claimed(bench: Bench, name: str, step: str, cut: bool) -> None:
+    async def become() -> None:
+        await make_ready(bench)
+        for hook in bench.hooks.values():
+            await hook.claim(bench.parts)
+
+    bench.world.points.at(step, "hang" if cut else "fail")
+    task = asyncio.ensure_future(become())
+    if cut:
+        await bench.world.points.hanging.wait()
+        task.cancel()
+    with pytest.raises((RuntimeError, asyncio.CancelledError)):
+        await task
+    await bench.undo_all()
+    assert bench.world.residue() == []
+    assert bench.hooks[name].ready_steps
+
+
 async def test_hooks_in_use_are_not_pulled_from_under_a_launch(bench: Bench) -> None:
     assert bench.hooks["slot"].safe_after == {"launch"}
     assert bench.hooks["rootfs"].safe_after == {"launch"}

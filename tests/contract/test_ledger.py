@@ -197,6 +197,48 @@ async def test_file_is_private(tmp_path: Path) -> None:
     assert set(modes) == {0o600}
 
 
+OLD_SCHEMA = """
+    CREATE TABLE node (singleton INTEGER PRIMARY KEY CHECK (singleton = 1), epoch INTEGER NOT NULL);
+    INSERT INTO node VALUES (1, 7);
+    CREATE TABLE sandboxes (
+        id TEXT PRIMARY KEY,
+        generation INTEGER NOT NULL,
+        phase TEXT NOT NULL CHECK (phase IN ('admitted', 'running', 'ended')),
+        boot_id TEXT NOT NULL,
+        nonce TEXT NOT NULL,
+        slot_index INTEGER,
+        sentry_pid INTEGER, sentry_start INTEGER, gofer_pid INTEGER, gofer_start INTEGER,
+        address TEXT, user TEXT, cwd TEXT, shell TEXT,
+        started_at TEXT,
+        wall_deadline REAL,
+        last_active REAL NOT NULL,
+        intent TEXT, message TEXT,
+        spec TEXT NOT NULL,
+        report TEXT
+    ) WITHOUT ROWID;
+    PRAGMA user_version = 1;
+"""
+
+
+async def test_the_ledger_of_the_release_before_is_taken_on(tmp_path: Path) -> None:
+    record = a_record(phase=Phase.RUNNING, slot_index=3, last_active=5.5)
+    connection = sqlite3.connect(tmp_path / "ledger.db")
+    connection.executescript(OLD_SCHEMA)
+    connection.execute(
+        "INSERT INTO sandboxes (id, generation, phase, boot_id, nonce, slot_index, last_active, spec)"
+        " VALUES (?, 1, 'running', 'boot', ?, 3, 5.5, ?)",
+        (record.sandbox_id, record.nonce, record.spec.model_dump_json(exclude={"env"})),
+    )
+    connection.commit()
+    connection.close()
+    for _ in range(2):
+        ledger = SqliteLedger(tmp_path / "ledger.db")
+        contents = await ledger.open()
+        assert (contents.epoch, contents.records) == (7, (record,))
+        await ledger.put(record)
+        await ledger.close()
+
+
 async def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "ledger.db"
     connection = sqlite3.connect(path)

@@ -58,10 +58,6 @@ async def filled(opened: FakeNode, wanted: int = 2) -> None:
     await until(lambda: count(opened) == wanted)
 
 
-def guest_of(opened: FakeNode, sandbox_id: str):  # noqa: ANN201 - the fake's
-    return opened.world.host_world.guests[opened.life(sandbox_id).handle]
-
-
 async def test_a_ready_one_is_claimed_and_replaced(world: World) -> None:
     async with node(world) as opened:
         await filled(opened)
@@ -129,7 +125,9 @@ async def test_a_claim_that_fails_is_a_cold_start(world: World, step: str) -> No
         assert (life.state, life.handle) == (SandboxState.RUNNING, sandbox_id)
         assert world.ledger.records[sandbox_id].handle == sandbox_id
         assert report_of(opened).claim_failures == 1
-        assert guest_of(opened, sandbox_id).initialized_by.env["SECRET"] == "hunter2"
+        told = world.host_world.guests[sandbox_id].initialized_by
+        assert told is not None
+        assert told.env["SECRET"] == "hunter2"
         await filled(opened)
         await until(lambda: len(world.kernel) == 3)
         assert len(handles & set(world.host_world.sandboxes)) == 1
