@@ -88,6 +88,10 @@ class FakeGuest:
             raise GuestUnreachableError("no answer") from None
         if init.user == "nobody-here":
             raise ProblemError("user_not_found", f"no such user: {init.user}")
+        if init.token is not None:
+            if any(process.exit is None for process in self._processes.values()):
+                raise ProblemError("invalid_request", "processes are running")
+            self._processes.clear()
         self.initialized_by = init
         self.backstop_seconds = init.backstop_seconds
         user = init.user or "user"

@@ -99,7 +99,7 @@ class Hook(Protocol):
         ...
 
     async def claim(self, parts: Parts) -> None:
-        """Make it this sandbox's: quick, because a create waits for it."""
+        """Make it this sandbox's: quick, because a create waits for it. All hooks' claims run at once."""
         ...
 
     async def recover(self, parts: Parts) -> None:

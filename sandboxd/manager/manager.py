@@ -365,6 +365,8 @@ class Manager:
             handle=handle,
             spec=SandboxSpec(
                 image=ImageRef(id=key.image_id, reference=key.image_id, digest=""),
+                user="0",
+                cwd="/",
                 resources=key.resources,
                 timeout_seconds=None,
             ),

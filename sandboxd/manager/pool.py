@@ -29,6 +29,8 @@ BOOT_SECONDS: Final = 60.0
 _LOOK_SECONDS: Final = 1.0
 """How often targets are looked at while nothing happens."""
 _AFTER_FAILURE_SECONDS: Final = 5.0
+_LONGEST_PAUSE_SECONDS: Final = 300.0
+"""What cannot be booted now is tried again ever more seldom: boots must not eat the node."""
 
 Spawn = Callable[[Coroutine[Any, Any, None], str], None]
 """Has something done beside everything else, until the agent ends."""
@@ -87,6 +89,7 @@ class Pool:
         self._leftovers: dict[str, Parts] = {}
         self._news = asyncio.Event()
         self._closed = plan.rules.most == 0
+        self._failed = 0
         self.hits = 0
         self.misses = 0
         self.boots = 0
@@ -190,12 +193,17 @@ class Pool:
             try:
                 key = self._look()
                 if key is not None and self._line.empty.is_set():
-                    pause = self._plan.pause_seconds if await self._boot(key) else _AFTER_FAILURE_SECONDS
-                    await self._pass(pause)
+                    await self._pass(self._pause_after(made=await self._boot(key)))
                     continue
             except Exception:  # noqa: BLE001 - a fault here must not leave the node without a pool
                 _log.exception("ready pool failed")
             await self._until_one_of(self._news.wait(), self._pass(pause), self._way_free())
+
+    def _pause_after(self, *, made: bool) -> float:
+        self._failed = 0 if made else self._failed + 1
+        if made:
+            return self._plan.pause_seconds
+        return min(_AFTER_FAILURE_SECONDS * 2 ** min(self._failed - 1, 10), _LONGEST_PAUSE_SECONDS)
 
     def _look(self) -> ReadyKey | None:
         """Part with what is not wanted any more; return what is wanted most."""
@@ -308,7 +316,10 @@ async def unless_left(member: Member, work: Coroutine[Any, Any, None], scope: as
         await member.leaving.wait()
         scope.reschedule(asyncio.get_running_loop().time())
 
-    async with asyncio.TaskGroup() as group:
-        watcher = group.create_task(watch())
-        await work
-        watcher.cancel()
+    try:
+        async with asyncio.TaskGroup() as group:
+            watcher = group.create_task(watch())
+            await work
+            watcher.cancel()
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None

@@ -36,16 +36,16 @@ class Cold:
 async def claim(life: Life, tools: Tools, cold: Cold) -> bool:
     """Make the ready sandbox in the life's parts its own. False: it was given up, and nothing has begun yet.
 
-    The ledger says whose it is before anything of it is changed. Raises what a cold start would refuse as well.
+    Raises what a cold start would refuse as well.
     """
     try:
         async with asyncio.timeout(CLAIM_SECONDS):
             await tools.points.reach("claim.write")
             used = tools.runtime.usage(life.handle)
-            await tools.ledger.put(life.write(cpu_before_seconds=used.cpu_used_seconds if used else 0))
+            # Ahead of the acts, but not waited for: until the row says `running`, a restart buries it whatever it says.
+            tools.ledger.put_soon(life.write(cpu_before_seconds=used.cpu_used_seconds if used else 0))
             await tools.points.reach("claim.written")
-            for hook in tools.hooks:
-                await hook.claim(life.parts)
+            await _claim_all(life.parts, tools)
     except Exception as error:
         if isinstance(error, ProblemError) and error.code in _SAME_COLD:
             raise
@@ -53,6 +53,16 @@ async def claim(life: Life, tools: Tools, cold: Cold) -> bool:
         give_up(life, cold)
         return False
     return True
+
+
+async def _claim_all(parts: Parts, tools: Tools) -> None:
+    """Have all hooks claim it at once: what each changes is its own, and nobody acts inside before all are done."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            for hook in tools.hooks:
+                group.create_task(hook.claim(parts))
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None
 
 
 def give_up(life: Life, cold: Cold) -> None:

@@ -153,8 +153,19 @@ async def test_nothing_is_reached_from_a_ready_one_and_its_guest_is_nobody(bench
     slot, sandbox = bench.parts.slot, bench.world.host_world.sandboxes[bench.parts.handle]
     assert slot is not None
     assert bench.network.egress[slot.index].mode == "blocked"
-    assert sandbox.guest.initialized_by is None
+    assert sandbox.guest.initialized_by is not None
+    assert "SECRET" not in sandbox.guest.initialized_by.env
+    assert sandbox.guest.initialized_by.token is None
     assert sandbox.launch.background
+
+
+async def test_what_was_tried_before_the_claim_is_forgotten_by_it(bench: Bench) -> None:
+    await make_ready(bench)
+    guest = bench.world.host_world.sandboxes[bench.parts.handle].guest
+    assert len(await guest.processes(None, None)) == 1
+    for hook in bench.hooks.values():
+        await hook.claim(bench.parts)
+    assert await guest.processes(None, None) == []
 
 
 @pytest.mark.parametrize("name", NAMES)
