@@ -498,7 +498,7 @@ def test_with_a_new_token_nothing_of_before_is_known(tmp_path: Path) -> None:
         running = made.start("sleep 600")["id"]
         token = secrets.token_hex(32)
         digest = hashlib.sha256(token.encode()).hexdigest()
-        assert made.init(token_sha256=digest).status == 400
+        made.init(token_sha256=digest).refused(422, "invalid_request")
         made.call("POST", f"processes/{running}/signal", {"signal": "SIGKILL", "scope": "tree"})
         eventually(lambda: made.call("GET", "health").json["processes_running"] == 0)
         assert made.init(token_sha256=digest).status == 200

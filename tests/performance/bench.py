@@ -16,6 +16,7 @@ from typing import Any
 
 import aiohttp
 
+import pool
 from harness import Platform, cache_dir
 from harness import platform as start
 from raw_sandbox import TOKEN, RawBox, RawSandbox, raw_box
@@ -394,6 +395,7 @@ BENCHMARKS: dict[str, Callable[[Platform, RawBox], Awaitable[list[Row]]]] = {
     "throughput": throughput,
     "api_overhead": api_overhead,
     "idle": idle,
+    **pool.benchmarks(client),
 }
 
 
