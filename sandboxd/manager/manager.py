@@ -44,6 +44,8 @@ _log = structlog.get_logger(__name__)
 
 NOT_READY_SECONDS: Final = 30.0
 """How long a call on processes waits for its sandbox to be ready."""
+MAX_CLAIMS: Final = 8
+"""Claims under way at once."""
 NO_RECORD: Final = frozenset({"image_not_found"})
 """Refusals: nothing was started, so nothing is reported."""
 
@@ -88,6 +90,7 @@ class Manager:
         self._node_key = node_key
         self._random_bytes = random_bytes
         self._line = Line(max_starts)
+        self._claims = asyncio.Semaphore(MAX_CLAIMS)
         self.pool = Pool(self.tools, admission, pool, line=self._line, new_parts=self._parts_of_nobody)
         self._exit_seconds = exit_seconds
         self._group: asyncio.TaskGroup | None = None
@@ -299,7 +302,7 @@ class Manager:
         cold: Cold | None = None
         if member is not None:
             self.pool.keep(member)
-            cold = Cold(nonce=record.nonce, parts=parts, discard=self.pool.discard)
+            cold = Cold(nonce=record.nonce, parts=parts, turn=self._claims, discard=self.pool.discard)
             record, parts = self._claimed(record, parts, member)
         life = Life(record, parts, self.tools.clock, SandboxState.STARTING)
         runner = Runner(life, self.tools)

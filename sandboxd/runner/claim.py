@@ -29,6 +29,8 @@ class Cold:
 
     nonce: str
     parts: Parts
+    turn: asyncio.Semaphore
+    """Many claims at once only make each slower; the time one may take begins with its turn."""
     discard: Callable[[Parts], None]
     """Takes over what was claimed: somebody's name is on it, so it is nobody else's any more."""
 
@@ -39,7 +41,7 @@ async def claim(life: Life, tools: Tools, cold: Cold) -> bool:
     Raises what a cold start would refuse as well.
     """
     try:
-        async with asyncio.timeout(CLAIM_SECONDS):
+        async with cold.turn, asyncio.timeout(CLAIM_SECONDS):
             await tools.points.reach("claim.write")
             used = tools.runtime.usage(life.handle)
             # Ahead of the acts, but not waited for: until the row says `running`, a restart buries it whatever it says.
