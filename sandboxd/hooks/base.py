@@ -90,6 +90,11 @@ class Hook(Protocol):
         """
         ...
 
+    @property
+    def claims_after(self) -> frozenset[str]:
+        """Hooks whose claim must be done before this one's begins; without any, it runs beside the others."""
+        ...
+
     async def prepare(self, parts: Parts) -> None:
         """Make it true."""
         ...
@@ -99,7 +104,7 @@ class Hook(Protocol):
         ...
 
     async def claim(self, parts: Parts) -> None:
-        """Make it this sandbox's: quick, because a create waits for it. All hooks' claims run at once."""
+        """Make it this sandbox's: quick, because a create waits for it."""
         ...
 
     async def recover(self, parts: Parts) -> None:

@@ -11,6 +11,7 @@ class EgressHook:
     steps = ("egress.apply", "egress.applied")
     ready_steps = steps
     safe_after = NOTHING
+    claims_after = NOTHING
 
     def __init__(self, network: Network, points: FailPoints) -> None:
         self._network = network

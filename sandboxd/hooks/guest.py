@@ -24,6 +24,7 @@ class GuestHook:
     steps = ("guest.connect", "guest.init", "guest.initialized", "guest.close")
     ready_steps = ("guest.connect", "guest.ready", "guest.init", "guest.initialized")
     safe_after = NOTHING
+    claims_after = NOTHING
 
     def __init__(
         self,

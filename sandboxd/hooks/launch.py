@@ -22,6 +22,7 @@ class LaunchHook:
     )
     ready_steps = ("launch.create", "launch.start", "launch.started", "launch.limit", "launch.limited")
     safe_after = NOTHING
+    claims_after = NOTHING
 
     def __init__(
         self,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import structlog
 
-from sandboxd.hooks.base import FailPoints, Parts
+from sandboxd.hooks.base import NOTHING, FailPoints, Parts
 from sandboxd.images.base import ImageDamagedError, ImageMissingError, Images
 
 _log = structlog.get_logger(__name__)
@@ -22,6 +22,7 @@ class RootfsHook:
     steps = ("rootfs.lease", "rootfs.upper", "rootfs.prepared", "rootfs.remove", "rootfs.unlease", "rootfs.removed")
     ready_steps = ("rootfs.lease", "rootfs.upper", "rootfs.prepared")
     safe_after = frozenset({"launch"})
+    claims_after = NOTHING
 
     def __init__(self, images: Images, upper_dir: Path, points: FailPoints) -> None:
         self._images = images

@@ -1,6 +1,6 @@
 """The slot: a network of the sandbox's own, with egress blocked."""
 
-from sandboxd.hooks.base import FailPoints, Parts
+from sandboxd.hooks.base import NOTHING, FailPoints, Parts
 from sandboxd.network.base import Network, NetworkError
 
 
@@ -12,6 +12,7 @@ class SlotHook:
     ready_steps = ("slot.acquire", "slot.acquired")
     # A slot that is handed on while a sentry still sits in it would put two sandboxes on one link.
     safe_after = frozenset({"launch"})
+    claims_after = NOTHING
 
     def __init__(self, network: Network, points: FailPoints) -> None:
         self._network = network

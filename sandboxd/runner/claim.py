@@ -58,13 +58,19 @@ async def claim(life: Life, tools: Tools, cold: Cold) -> bool:
 
 
 async def _claim_all(parts: Parts, tools: Tools) -> None:
-    """Have all hooks claim it at once: what each changes is its own, and nobody acts inside before all are done."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            for hook in tools.hooks:
-                group.create_task(hook.claim(parts))
-    except ExceptionGroup as errors:
-        raise errors.exceptions[0] from None
+    """Have all hooks claim it, at once but for those that come after others: what each changes is its own."""
+    waiting = list(tools.hooks)
+    done: set[str] = set()
+    while waiting:
+        now = [hook for hook in waiting if hook.claims_after <= done] or waiting
+        try:
+            async with asyncio.TaskGroup() as group:
+                for hook in now:
+                    group.create_task(hook.claim(parts))
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        done.update(hook.name for hook in now)
+        waiting = [hook for hook in waiting if hook not in now]
 
 
 def give_up(life: Life, cold: Cold) -> None:

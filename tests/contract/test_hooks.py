@@ -177,6 +177,11 @@ async def test_making_ready_and_claiming_reach_every_step(bench: Bench, name: st
     assert tuple(bench.world.points.reached) == bench.hooks[name].ready_steps
 
 
+def test_claims_wait_only_for_hooks_before_them(bench: Bench) -> None:
+    names = list(bench.hooks)
+    assert all(bench.hooks[name].claims_after <= set(names[:at]) for at, name in enumerate(names))
+
+
 async def test_a_claimed_one_is_like_a_prepared_one(bench: Bench) -> None:
     await make_ready(bench)
     for hook in bench.hooks.values():
