@@ -21,7 +21,6 @@ _BELOW_SANDBOX: Final = (
     "logs",
     "metrics",
     "pause",
-    "ports",
     "resume",
     "snapshot",
     "tokens",

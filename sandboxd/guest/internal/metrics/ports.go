@@ -17,7 +17,24 @@ const (
 )
 
 // Ports lists what listens, but for the guest's own port. Owners are looked up by socket inode where the kernel says it.
-func Ports(own int) []wire.Port {
+func Ports(own int) []wire.Port { return PortsAt(own, 0) }
+
+// PortsAt is Ports of one number; 0: all.
+func PortsAt(own, wanted int) []wire.Port {
+	ports, inodes := listening(own, wanted)
+	if len(ports) > 0 {
+		addOwners(ports, inodes)
+	}
+	return ports
+}
+
+// Listens says whether anything listens at a port, or at any for 0. Much cheaper than to look up whose it is.
+func Listens(own, wanted int) bool {
+	ports, _ := listening(own, wanted)
+	return len(ports) > 0
+}
+
+func listening(own, wanted int) ([]wire.Port, map[string]int) {
 	ports := []wire.Port{}
 	inodes := map[string]int{}
 	for _, table := range []struct{ file, protocol, state string }{
@@ -33,17 +50,14 @@ func Ports(own int) []wire.Port {
 				continue
 			}
 			address, ok := endpoint(fields[1])
-			if !ok || (table.protocol == "tcp" && int(address.Port()) == own) {
+			if !ok || (table.protocol == "tcp" && int(address.Port()) == own) || (wanted != 0 && int(address.Port()) != wanted) {
 				continue
 			}
 			inodes[fields[9]] = len(ports)
 			ports = append(ports, wire.Port{Port: int(address.Port()), Protocol: table.protocol, Address: address.Addr().String()})
 		}
 	}
-	if len(ports) > 0 {
-		addOwners(ports, inodes)
-	}
-	return ports
+	return ports, inodes
 }
 
 // endpoint reads `0100007F:1F90`: 32-bit words in the machine's byte order, then the port.
