@@ -49,6 +49,8 @@ STARTING = (
     "guest.connect",
     "guest.init",
     "guest.initialized",
+    "entrypoint.start",
+    "entrypoint.started",
     "start.acknowledge",
 )
 """The steps of a start that a test can fail or be killed at, in their order."""

@@ -19,6 +19,7 @@ from sandboxd.contract.messages import Resources, RuntimeInfo
 from sandboxd.guest_client.http import HttpGuest
 from sandboxd.hooks.base import FailPoints, Hook, NoFailPoints
 from sandboxd.hooks.egress import EgressHook
+from sandboxd.hooks.entrypoint import EntrypointHook
 from sandboxd.hooks.guest import GuestHook
 from sandboxd.hooks.launch import LaunchHook
 from sandboxd.hooks.rootfs import RootfsHook
@@ -213,6 +214,7 @@ def _hooks(config: NodeConfig, parts: Parts) -> tuple[Hook, ...]:
             resolvers=config.resolvers,
             backstop_margin_seconds=margin,
         ),
+        EntrypointHook(parts.runtime, parts.points),
     )
 
 

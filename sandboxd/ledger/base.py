@@ -10,7 +10,7 @@ from sandboxd.contract.messages import SandboxReport, SandboxSpec
 from sandboxd.contract.reasons import SandboxReason
 from sandboxd.runtime.base import Incarnation
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 
 
 class Phase(StrEnum):
@@ -50,6 +50,8 @@ class Record:
     intent: SandboxReason | None = None
     """Why it is being ended; written before anything of it is taken away."""
     message: str | None = None
+    exit_code: int | None = None
+    """The entrypoint's, once it has ended."""
     report: SandboxReport | None = None
     """The last word on it, once ended."""
 

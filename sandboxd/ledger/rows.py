@@ -31,11 +31,14 @@ SCHEMA: Final = (
     """,
 )
 
+ADDED: Final = {"exit_code": "INTEGER"}
+"""Columns that an older ledger lacks; they stand last."""
+
 COLUMNS: Final = (
     "id, generation, phase, boot_id, nonce, slot_index, sentry_pid, sentry_start, gofer_pid, gofer_start,"
-    " address, user, cwd, shell, started_at, wall_deadline, last_active, intent, message, spec, report"
+    " address, user, cwd, shell, started_at, wall_deadline, last_active, intent, message, spec, report, exit_code"
 )
-PUT: Final = f"INSERT OR REPLACE INTO sandboxes ({COLUMNS}) VALUES ({', '.join('?' * 21)})"  # noqa: S608 - constants
+PUT: Final = f"INSERT OR REPLACE INTO sandboxes ({COLUMNS}) VALUES ({', '.join('?' * 22)})"  # noqa: S608 - constants
 READ: Final = f"SELECT {COLUMNS} FROM sandboxes ORDER BY id"  # noqa: S608 - constants
 
 
@@ -65,6 +68,7 @@ def to_row(record: Record) -> tuple[Any, ...]:
         record.message,
         record.spec.model_dump_json(exclude={"env"}),
         record.report.model_dump_json() if record.report else None,
+        record.exit_code,
     )
 
 
@@ -72,7 +76,7 @@ def from_row(row: tuple[Any, ...]) -> Record:
     """Read a row in the order of COLUMNS. ValueError if it is none of ours."""
     (sandbox_id, generation, phase, boot_id, nonce, slot_index, *rest) = row
     (sentry_pid, sentry_start, gofer_pid, gofer_start, address, user, cwd, shell, *rest) = rest
-    (started_at, wall_deadline, last_active, intent, message, spec, report) = rest
+    (started_at, wall_deadline, last_active, intent, message, spec, report, exit_code) = rest
     return Record(
         sandbox_id=sandbox_id,
         generation=generation,
@@ -92,6 +96,7 @@ def from_row(row: tuple[Any, ...]) -> Record:
         message=message,
         spec=SandboxSpec.model_validate_json(spec),
         report=SandboxReport.model_validate_json(report) if report else None,
+        exit_code=exit_code,
     )
 
 

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from sandboxd.clock import Clock
-from sandboxd.contract.messages import SandboxReport
+from sandboxd.contract.messages import MAX_ENTRYPOINT_BYTES, SandboxReport, SandboxSpec
 from sandboxd.contract.problems import ProblemError
 from sandboxd.contract.reasons import ROW_OF, SandboxReason
 from sandboxd.contract.states import SandboxState, require_legal
@@ -138,6 +138,8 @@ class Life:
             state=self.state,
             reason=self.verdict.reason if self.verdict else record.intent,
             message=self.verdict.message if self.verdict else record.message,
+            exit_code=record.exit_code,
+            entrypoint=_shown(record.spec),
             user=record.user,
             cwd=record.cwd,
             shell=record.shell,
@@ -166,3 +168,9 @@ class Life:
             return None
         ago = max(0.0, self._clock.boottime() - self.activity.last_active())
         return self._clock.now() - timedelta(seconds=ago)
+
+
+def _shown(spec: SandboxSpec) -> list[str] | None:
+    """Return the entrypoint that the image brought; what a caller gave is known to the api."""
+    argv = spec.entrypoint if spec.use_image_entrypoint else None
+    return argv if argv is None or sum(map(len, argv)) <= MAX_ENTRYPOINT_BYTES // 8 else [argv[0][:4096], "…"]

@@ -12,6 +12,7 @@ from sandboxd.contract.states import TERMINAL, SandboxState
 from sandboxd.errors import ended_problem, stale_generation, stopping
 from sandboxd.guest_client.base import GuestError, GuestUnreachableError
 from sandboxd.runner.deadlines import watch_deadlines
+from sandboxd.runner.entrypoint import has_entrypoint, watch_entrypoint
 from sandboxd.runner.life import Cause, Life
 from sandboxd.runner.recover import recover
 from sandboxd.runner.start import start
@@ -66,6 +67,8 @@ class Runner:
         try:
             async with asyncio.TaskGroup() as group:
                 watchers = [group.create_task(self._watch_death()), group.create_task(self._watch_deadlines())]
+                if has_entrypoint(life):
+                    watchers.append(group.create_task(self._watch_entrypoint()))
                 await life.caused.wait()
                 for watcher in watchers:
                     watcher.cancel()
@@ -80,6 +83,9 @@ class Runner:
 
     async def _watch_deadlines(self) -> None:
         self.life.begin_end(await watch_deadlines(self.life, self._tools))
+
+    async def _watch_entrypoint(self) -> None:
+        self.life.begin_end(await watch_entrypoint(self.life))
 
     def stop(self, reason: SandboxReason, *, grace_seconds: float, message: str | None = None) -> None:
         """Ask for its end. The first one to ask decides the reason; what is under way is joined."""

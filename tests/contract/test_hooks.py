@@ -10,6 +10,7 @@ import pytest
 from node_kit import World, a_sandbox_id, a_spec
 from sandboxd.hooks.base import Hook, Parts, guest_token, token_digest
 from sandboxd.hooks.egress import EgressHook
+from sandboxd.hooks.entrypoint import EntrypointHook
 from sandboxd.hooks.guest import GuestHook
 from sandboxd.hooks.launch import LaunchHook
 from sandboxd.hooks.rootfs import RootfsHook
@@ -17,7 +18,7 @@ from sandboxd.hooks.slot import SlotHook
 from sandboxd.network.fake import FakeNetwork
 from sandboxd.runtime.fake import FakeRuntime
 
-NAMES = ("slot", "rootfs", "egress", "launch", "guest")
+NAMES = ("slot", "rootfs", "egress", "launch", "guest", "entrypoint")
 
 
 class Bench:
@@ -39,8 +40,9 @@ class Bench:
                 runtime, clock, points, upper_dir=upper, guest_dir=Path("/guest"), backstop_margin_seconds=60
             ),
             "guest": GuestHook(runtime, clock, os.urandom, points, resolvers=("1.1.1.1",), backstop_margin_seconds=60),
+            "entrypoint": EntrypointHook(runtime, points),
         }
-        spec = a_spec(world, env={})
+        spec = a_spec(world, env={}, entrypoint=["sleep", "10000"])
         self.parts = Parts(
             sandbox_id=a_sandbox_id(), spec=spec, env={"SECRET": "hunter2"}, token="00" * 32, wall_deadline=None
         )
