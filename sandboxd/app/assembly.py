@@ -1,5 +1,6 @@
 """The node put together from its settings: the one place that knows which part is real."""
 
+import asyncio
 import json
 import os
 from collections.abc import AsyncGenerator, Callable
@@ -17,6 +18,11 @@ from sandboxd.clock import Clock, HostClock
 from sandboxd.config import NodeConfig
 from sandboxd.contract.messages import Resources, RuntimeInfo
 from sandboxd.guest_client.http import HttpGuest
+from sandboxd.history.keeper import Keeper
+from sandboxd.history.meters import HostMeters
+from sandboxd.history.sampler import Sampler
+from sandboxd.history.samples import SampleStore
+from sandboxd.history.shelf import Bounds, Shelf
 from sandboxd.hooks.base import FailPoints, Hook, NoFailPoints
 from sandboxd.hooks.egress import EgressHook
 from sandboxd.hooks.entrypoint import EntrypointHook
@@ -118,6 +124,10 @@ def real_parts(config: NodeConfig) -> Parts:
 
 def make_manager(config: NodeConfig, parts: Parts, identity: Identity, boot_id: str) -> Manager:
     """Make the manager over any parts."""
+    shelf = Shelf(
+        config.logs_dir,
+        Bounds(log_bytes=config.log_mib * _MIB, all_bytes=config.log_disk_mib * _MIB, days=config.log_days),
+    )
 
     def tools(changed: Callable[[str], None]) -> Tools:
         return Tools(
@@ -127,6 +137,17 @@ def make_manager(config: NodeConfig, parts: Parts, identity: Identity, boot_id: 
             clock=parts.clock,
             points=parts.points,
             changed=changed,
+            keeper=Keeper(
+                shelf,
+                parts.clock,
+                bytes_per_second=config.log_kib_per_second * 1024,
+                disk_full=lambda: _is_low(parts.host, config.disk_watermark_mib),
+            ),
+            sampler=Sampler(
+                SampleStore(config.metrics_path, config.metrics_disk_mib * _MIB),
+                HostMeters(parts.runtime, parts.network, config.upper_dir),
+                parts.clock,
+            ),
             disk_full=lambda: is_full(parts.host),
             drain_seconds=config.stop_drain_seconds,
             backstop_margin_seconds=config.backstop_margin_seconds,
@@ -183,6 +204,7 @@ async def opened(config: NodeConfig, parts: Parts) -> AsyncGenerator[Node]:
                 upkeep=Upkeep(parts.network, parts.host, disk_watermark_mib=config.disk_watermark_mib),
             )
     finally:
+        await asyncio.to_thread(manager.tools.sampler.close)
         await parts.network.stop(keep=True)
         await parts.runtime.close()
 
@@ -190,6 +212,14 @@ async def opened(config: NodeConfig, parts: Parts) -> AsyncGenerator[Node]:
 def _memory_need_mib(resources: Resources) -> int:
     """Return what a sandbox is allowed in all, the stated overhead of running it included."""
     return -(-limits(resources).memory_bytes // _MIB)
+
+
+def _is_low(host: Host, watermark_mib: int) -> bool:
+    """Tell whether the disk is so full that a sandbox would have to end for it: logs of ended ones go first."""
+    try:
+        return host.disk_free_mib() < watermark_mib
+    except OSError:
+        return False
 
 
 def _hooks(config: NodeConfig, parts: Parts) -> tuple[Hook, ...]:

@@ -37,11 +37,15 @@ class Runner:
     async def run_new(self, line: asyncio.Semaphore, deadline_seconds: float) -> None:
         """Start it, run it, end it."""
         cause = await start(self.life, self._tools, line, deadline_seconds)
+        if cause is None:
+            self._tools.keeper.born(self.life)
         await self._run(cause)
 
     async def run_recovered(self) -> None:
         """Take it over from an earlier agent, run it, end it."""
         cause = await recover(self.life, self._tools)
+        if cause is None:
+            self._tools.keeper.born(self.life, adopted=True)
         self.life.adopted.set()
         await self._run(cause)
 
@@ -68,6 +72,7 @@ class Runner:
             async with asyncio.TaskGroup() as group:
                 watchers = [group.create_task(self._watch_death()), group.create_task(self._watch_deadlines())]
                 if has_entrypoint(life):
+                    self._tools.keeper.started(life)
                     watchers.append(group.create_task(self._watch_entrypoint()))
                 await life.caused.wait()
                 for watcher in watchers:
