@@ -18,8 +18,6 @@ _BELOW_SANDBOX: Final = (
     "events",
     "files",
     "fork",
-    "logs",
-    "metrics",
     "pause",
     "resume",
     "snapshot",
