@@ -112,14 +112,19 @@ class NodeConfig(BaseSettings):
         return self.node_socket or self.run_dir / "api" / "sandboxd.sock"
 
     @property
-    def logs_dir(self) -> Path:
-        """The directory of what sandboxes' programs wrote, one directory each."""
-        return self.data_dir / "logs"
+    def history_dir(self) -> Path:
+        """What is kept of sandboxes and outlives them."""
+        return self.data_dir / "history"
+
+    @property
+    def sandbox_logs_dir(self) -> Path:
+        """What sandboxes' programs wrote, a directory each."""
+        return self.history_dir / "logs"
 
     @property
     def metrics_path(self) -> Path:
-        """The file of samples."""
-        return self.data_dir / "metrics.db"
+        """Samples of sandboxes' meters."""
+        return self.history_dir / "metrics.db"
 
     @property
     def upper_dir(self) -> Path:

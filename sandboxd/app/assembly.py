@@ -82,7 +82,12 @@ class Node:
 
 def real_parts(config: NodeConfig) -> Parts:
     """Make the parts that the settings ask for."""
-    for directory, mode in ((config.data_dir, 0o755), (config.run_dir, 0o755), (config.upper_dir, 0o700)):
+    for directory, mode in (
+        (config.data_dir, 0o755),
+        (config.run_dir, 0o755),
+        (config.upper_dir, 0o700),
+        (config.history_dir, 0o700),
+    ):
         if not directory.exists():
             directory.mkdir(parents=True)
             directory.chmod(mode)  # whatever the umask: others' directories are below
@@ -125,7 +130,7 @@ def real_parts(config: NodeConfig) -> Parts:
 def make_manager(config: NodeConfig, parts: Parts, identity: Identity, boot_id: str) -> Manager:
     """Make the manager over any parts."""
     shelf = Shelf(
-        config.logs_dir,
+        config.sandbox_logs_dir,
         Bounds(log_bytes=config.log_mib * _MIB, all_bytes=config.log_disk_mib * _MIB, days=config.log_days),
     )
 

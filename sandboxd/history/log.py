@@ -176,13 +176,16 @@ def read(directory: Path, after: int, most_bytes: int) -> Chunk:
         if begin > chunk.next:
             chunk.rows.append(_gap(chunk.next, begin))
             chunk.next = begin
+        before = chunk.next
         _read_segment(segment_path(directory, begin), begin, most_bytes, chunk)
-        is_last = begin == max(present)
-        if chunk.next < end and not is_last and _size(chunk) < most_bytes:
+        if chunk.next < end:
+            if chunk.next > before or begin == max(present):
+                chunk.more = chunk.next > before
+                break
             chunk.rows.append(_gap(chunk.next, end))
             chunk.next = end
         if _size(chunk) >= most_bytes:
-            chunk.more = True
+            chunk.more = begin != max(present)
             break
     return chunk
 

@@ -88,6 +88,6 @@ class HostMeters:
     def _is_its(self, path: Path, sandbox_id: str) -> bool:
         # In another mount namespace the path may begin anywhere; where it ends is enough, on the same disk.
         with suppress(OSError):
-            if path.readlink().parent.name == sandbox_id:
+            if path.readlink().parts[-3:-1] == (self._upper_dir.name, sandbox_id):
                 return path.stat().st_dev == self._upper_dir.stat().st_dev
         return False

@@ -4,9 +4,12 @@ import (
 	"encoding/hex"
 	"net/netip"
 	"os"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
+
+	"golang.org/x/sys/unix"
 
 	"sandlot.dev/guest/internal/wire"
 )
@@ -75,8 +78,46 @@ func endpoint(text string) (netip.AddrPort, bool) {
 	return netip.AddrPortFrom(address.Unmap(), uint16(port)), ok
 }
 
+// addOwners says whose sockets they are. The descriptors of a process are only for its own user to see, so they are looked
+// at as that user: once for each user who has processes.
 func addOwners(ports []wire.Port, inodes map[string]int) {
+	type owner struct{ uid, gid uint32 }
+	owned := map[owner][]int{}
 	for _, pid := range pids() {
+		var dir unix.Stat_t
+		if unix.Stat("/proc/"+strconv.Itoa(pid), &dir) == nil {
+			user := owner{dir.Uid, dir.Gid}
+			owned[user] = append(owned[user], pid)
+		}
+	}
+	for user, theirs := range owned {
+		look := func() { addOwnersOf(theirs, ports, inodes) }
+		if user.uid == uint32(os.Geteuid()) {
+			look()
+			continue
+		}
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			runtime.LockOSThread() // for good: the thread ends with this function
+			if setIDs(uintptr(user.uid), uintptr(user.gid)) {
+				look()
+			}
+		}()
+		<-done
+	}
+}
+
+func setIDs(uid, gid uintptr) bool {
+	if _, _, failed := unix.RawSyscall(unix.SYS_SETRESGID, gid, gid, gid); failed != 0 {
+		return false
+	}
+	_, _, failed := unix.RawSyscall(unix.SYS_SETRESUID, uid, uid, uid)
+	return failed == 0
+}
+
+func addOwnersOf(pids []int, ports []wire.Port, inodes map[string]int) {
+	for _, pid := range pids {
 		dir := "/proc/" + strconv.Itoa(pid) + "/fd"
 		entries, err := os.ReadDir(dir)
 		if err != nil {
