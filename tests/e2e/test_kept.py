@@ -16,8 +16,20 @@ from harness import Platform, eventually
 EATER = "print('the last words', flush=True); import time; time.sleep(1); x = bytearray(1 << 30)"
 
 
+def asked(platform: Platform, path: str, query: dict[str, str]) -> httpx.Response:
+    """Ask, and again while the node is on its way back."""
+    answers: list[httpx.Response] = []
+
+    def answered() -> bool:
+        answers.append(platform.http.get(path, params=query))
+        return answers[-1].status_code != 503
+
+    platform.wait_until(answered, f"{path} answers")
+    return answers[-1].raise_for_status()
+
+
 def log_of(platform: Platform, sandbox_id: str, **query: str) -> list[dict[str, Any]]:
-    answer = platform.http.get(f"/v1/sandboxes/{sandbox_id}/logs", params=query).raise_for_status()
+    answer = asked(platform, f"/v1/sandboxes/{sandbox_id}/logs", query)
     return [json.loads(line) for line in answer.text.splitlines()]
 
 
@@ -162,8 +174,7 @@ def test_a_firehose_is_held_to_its_rate_with_its_newest_words(platform: Platform
 
 
 def samples(platform: Platform, sandbox_id: str, **query: str) -> list[dict[str, Any]]:
-    answer = platform.http.get(f"/v1/sandboxes/{sandbox_id}/metrics", params=query)
-    return answer.raise_for_status().json()["items"]
+    return asked(platform, f"/v1/sandboxes/{sandbox_id}/metrics", query).json()["items"]
 
 
 def test_the_samples_of_a_busy_sandbox_are_the_kernels_count(platform: Platform) -> None:
