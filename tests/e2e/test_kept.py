@@ -9,6 +9,7 @@ from datetime import datetime
 from itertools import pairwise
 from typing import Any
 
+import httpx
 import pytest
 
 from harness import Platform, eventually
