@@ -84,6 +84,17 @@ class NodeConfig(BaseSettings):
     resolvers: tuple[str, ...] = ("1.1.1.1", "8.8.8.8")
     """What an `open` sandbox asks for names; a public address, because no private one is reachable."""
 
+    log_mib: int = Field(default=64, ge=0, le=65_536)
+    """What is kept of a sandbox's output in its log, at most; 0: there are no logs."""
+    log_days: float = Field(default=7, gt=0)
+    """How long a log is kept after the end of its sandbox."""
+    log_disk_mib: int = Field(default=2048, ge=1)
+    """What all logs take together, at most: those that ended longest ago go first."""
+    log_kib_per_second: int = Field(default=512, ge=8, le=1_048_576)
+    """What is read of one sandbox's output for its log; of more than that the newest, and how much is missing."""
+    metrics_disk_mib: int = Field(default=512, ge=1)
+    """What the samples of all sandboxes' meters take, at most."""
+
     stop_drain_seconds: float = Field(default=2, ge=0)
     """After its processes ended, how long a stop waits for open streams to read their last bytes."""
     backstop_margin_seconds: float = Field(default=60, ge=1)
@@ -112,6 +123,21 @@ class NodeConfig(BaseSettings):
     def node_socket_path(self) -> Path:
         """Where the node listens."""
         return self.node_socket or self.run_dir / "api" / "sandboxd.sock"
+
+    @property
+    def history_dir(self) -> Path:
+        """What is kept of sandboxes and outlives them."""
+        return self.data_dir / "history"
+
+    @property
+    def sandbox_logs_dir(self) -> Path:
+        """What sandboxes' programs wrote, a directory each."""
+        return self.history_dir / "logs"
+
+    @property
+    def metrics_path(self) -> Path:
+        """Samples of sandboxes' meters."""
+        return self.history_dir / "metrics.db"
 
     @property
     def upper_dir(self) -> Path:

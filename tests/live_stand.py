@@ -38,9 +38,13 @@ class StandSandbox:
     ended: Ending = field(default_factory=Ending)
     reports: list[Exception] = field(default_factory=list[Exception])
     users: int = 0
+    started: int = 0
 
     def end_problem(self) -> ProblemError:
         return ProblemError("sandbox_ended", "it has ended", reason="out_of_memory", state="failed", ended_at=None)
+
+    def process_started(self) -> None:
+        self.started += 1
 
     def report_guest(self, error: Exception) -> None:
         self.reports.append(error)

@@ -198,6 +198,8 @@ def _spec(platform: Platform, caller: Caller, body: SandboxRequest) -> SandboxSp
         env=body.env,
         user=body.user,
         cwd=body.cwd,
+        entrypoint=body.entrypoint if isinstance(body, CreateSandbox) else None,
+        use_image_entrypoint=body.use_image_entrypoint,
         hostname=(body.name if isinstance(body, CreateSandbox) else None) or "sandbox",
         resources=body.resources.granted(),
         egress=body.egress_spec(caller.defaults),

@@ -328,6 +328,8 @@ def _observed(sandbox: Sandbox, report: SandboxReport, now_us: int) -> dict[str,
     changes |= {key: value for key, value in seen.items() if value is not None and value != getattr(sandbox, key)}
     if report.generation >= sandbox.generation and report.state not in TERMINAL:
         changes |= _expiry(sandbox, report)
+    if report.entrypoint is not None and sandbox.spec.get("entrypoint") != report.entrypoint:
+        changes["spec"] = sandbox.spec | {"entrypoint": report.entrypoint}
     if changes.get("state") is not None or report.message != sandbox.message:
         changes |= {"reason": report.reason.value if report.reason else None, "message": report.message}
     return changes

@@ -1,5 +1,6 @@
 """The node put together from its settings: the one place that knows which part is real."""
 
+import asyncio
 import json
 import os
 from collections.abc import AsyncGenerator, Callable
@@ -18,8 +19,14 @@ from sandboxd.config import NodeConfig
 from sandboxd.contract.messages import Resources, RuntimeInfo
 from sandboxd.contract.ready import ReadyKey, ready_key
 from sandboxd.guest_client.http import HttpGuest
+from sandboxd.history.keeper import Keeper
+from sandboxd.history.meters import HostMeters
+from sandboxd.history.sampler import Sampler
+from sandboxd.history.samples import SampleStore
+from sandboxd.history.shelf import Bounds, Shelf
 from sandboxd.hooks.base import FailPoints, Hook, NoFailPoints
 from sandboxd.hooks.egress import EgressHook
+from sandboxd.hooks.entrypoint import EntrypointHook
 from sandboxd.hooks.guest import GuestHook
 from sandboxd.hooks.launch import LaunchHook
 from sandboxd.hooks.rootfs import RootfsHook
@@ -78,7 +85,12 @@ class Node:
 
 def real_parts(config: NodeConfig) -> Parts:
     """Make the parts that the settings ask for."""
-    for directory, mode in ((config.data_dir, 0o755), (config.run_dir, 0o755), (config.upper_dir, 0o700)):
+    for directory, mode in (
+        (config.data_dir, 0o755),
+        (config.run_dir, 0o755),
+        (config.upper_dir, 0o700),
+        (config.history_dir, 0o700),
+    ):
         if not directory.exists():
             directory.mkdir(parents=True)
             directory.chmod(mode)  # whatever the umask: others' directories are below
@@ -120,6 +132,10 @@ def real_parts(config: NodeConfig) -> Parts:
 
 def make_manager(config: NodeConfig, parts: Parts, identity: Identity, boot_id: str) -> Manager:
     """Make the manager over any parts."""
+    shelf = Shelf(
+        config.sandbox_logs_dir,
+        Bounds(log_bytes=config.log_mib * _MIB, all_bytes=config.log_disk_mib * _MIB, days=config.log_days),
+    )
 
     def tools(changed: Callable[[str], None]) -> Tools:
         return Tools(
@@ -129,6 +145,17 @@ def make_manager(config: NodeConfig, parts: Parts, identity: Identity, boot_id: 
             clock=parts.clock,
             points=parts.points,
             changed=changed,
+            keeper=Keeper(
+                shelf,
+                parts.clock,
+                bytes_per_second=config.log_kib_per_second * 1024,
+                disk_full=lambda: _is_low(parts.host, config.disk_watermark_mib),
+            ),
+            sampler=Sampler(
+                SampleStore(config.metrics_path, config.metrics_disk_mib * _MIB),
+                HostMeters(parts.runtime, parts.network, config.upper_dir),
+                parts.clock,
+            ),
             disk_full=lambda: is_full(parts.host),
             drain_seconds=config.stop_drain_seconds,
             backstop_margin_seconds=config.backstop_margin_seconds,
@@ -186,6 +213,7 @@ async def opened(config: NodeConfig, parts: Parts) -> AsyncGenerator[Node]:
                 upkeep=Upkeep(parts.network, parts.host, disk_watermark_mib=config.disk_watermark_mib),
             )
     finally:
+        await asyncio.to_thread(manager.tools.sampler.close)
         await parts.network.stop(keep=True)
         await parts.runtime.close()
 
@@ -211,6 +239,14 @@ def _pool_plan(config: NodeConfig, images: Images) -> PoolPlan:
     )
 
 
+def _is_low(host: Host, watermark_mib: int) -> bool:
+    """Tell whether the disk is so full that a sandbox would have to end for it: logs of ended ones go first."""
+    try:
+        return host.disk_free_mib() < watermark_mib
+    except OSError:
+        return False
+
+
 def _hooks(config: NodeConfig, parts: Parts) -> tuple[Hook, ...]:
     margin = config.backstop_margin_seconds
     return (
@@ -233,6 +269,7 @@ def _hooks(config: NodeConfig, parts: Parts) -> tuple[Hook, ...]:
             resolvers=config.resolvers,
             backstop_margin_seconds=margin,
         ),
+        EntrypointHook(parts.runtime, parts.points),
     )
 
 

@@ -6,7 +6,7 @@ from datetime import datetime
 
 from aiohttp import web
 
-from sandboxd.app import processes
+from sandboxd.app import ports, processes
 from sandboxd.app.bounds import Bounds
 from sandboxd.app.call import DataPlane, utc_now
 from sandboxd.contract.ids import RandomBytes
@@ -18,4 +18,4 @@ def routes(
 ) -> list[web.AbstractRouteDef]:
     """Return the routes below `/v1/sandboxes/{id}`."""
     plane = DataPlane(sandboxes, now, random_bytes, Bounds())
-    return [*processes.routes(plane)]
+    return [*processes.routes(plane), *ports.routes(plane)]

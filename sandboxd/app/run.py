@@ -14,7 +14,7 @@ import structlog
 import uvloop
 from aiohttp import web
 
-from sandboxd.app import data_plane
+from sandboxd.app import data_plane, history
 from sandboxd.app import node as node_calls
 from sandboxd.app.assembly import Node, Parts, opened, real_parts
 from sandboxd.app.logs import set_up_logs
@@ -87,6 +87,7 @@ async def serving(config: NodeConfig, parts: Parts) -> AsyncGenerator[Node]:
             background = (
                 group.create_task(node.upkeep.run(node.manager, parts.clock, config.heartbeat_seconds)),
                 group.create_task(heartbeat.run()),
+                group.create_task(node.manager.tools.sampler.run(node.manager.sampled)),
             )
             try:
                 yield node
@@ -99,7 +100,11 @@ async def serving(config: NodeConfig, parts: Parts) -> AsyncGenerator[Node]:
 @asynccontextmanager
 async def _listening(node: Node) -> AsyncGenerator[None]:
     config = node.config
-    routes = [*node_calls.routes(node.manager, node.reporter), *data_plane.routes(node.manager)]
+    routes = [
+        *node_calls.routes(node.manager, node.reporter),
+        *history.routes(node.manager),
+        *data_plane.routes(node.manager),
+    ]
     serves = runner(application(allowed_peers(config.api_user), routes))
     await serves.setup()
     try:

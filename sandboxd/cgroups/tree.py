@@ -56,6 +56,14 @@ class Tree(Protocol):
         """Read the meters; None when the group is gone."""
         ...
 
+    def cpu_used_seconds(self, group: str) -> float | None:
+        """Read the one meter that says whether anything happened; None when the group is gone."""
+        ...
+
+    def cached_bytes(self, group: str) -> int:
+        """Read how much of the memory is files' contents; 0 when the group is gone."""
+        ...
+
     def members(self, group: str) -> set[int]:
         """List the processes in the group and below it."""
         ...

@@ -76,6 +76,18 @@ class V1:
         except FileNotFoundError:
             return None
 
+    def cpu_used_seconds(self, group: str) -> float | None:
+        try:
+            return read_number(self._root / "cpuacct" / group / "cpuacct.usage") / 1e9
+        except FileNotFoundError:
+            return None
+
+    def cached_bytes(self, group: str) -> int:
+        try:
+            return read_table(self._root / "memory" / group / "memory.stat").get("total_cache", 0)
+        except FileNotFoundError:
+            return 0
+
     def members(self, group: str) -> set[int]:
         return read_members(self._root / "memory" / group)
 

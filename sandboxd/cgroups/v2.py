@@ -75,6 +75,18 @@ class V2:
         except FileNotFoundError:
             return None
 
+    def cpu_used_seconds(self, group: str) -> float | None:
+        try:
+            return read_table(self._root / group / "cpu.stat").get("usage_usec", 0) / 1e6
+        except FileNotFoundError:
+            return None
+
+    def cached_bytes(self, group: str) -> int:
+        try:
+            return read_table(self._root / group / "memory.stat").get("file", 0)
+        except FileNotFoundError:
+            return 0
+
     def members(self, group: str) -> set[int]:
         return read_members(self._root / group)
 

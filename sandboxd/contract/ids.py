@@ -65,6 +65,11 @@ def process_id_from_key(sandbox_id: str, idempotency_key: str) -> str:
     return id_from_bytes("prc", digest)
 
 
+def entrypoint_process_id(sandbox_id: str) -> str:
+    """Return the process id of a sandbox's entrypoint. No key can stand for it: keys are printable."""
+    return process_id_from_key(sandbox_id, "\0entrypoint")
+
+
 def image_id_from_digest(digest: str) -> str:
     """Return the image id of a `sha256:<hex>` digest: the same content has the same id on every node."""
     return id_from_bytes("img", bytes.fromhex(digest.removeprefix("sha256:")))

@@ -16,6 +16,7 @@ import aiohttp
 from sandboxd.contract.frames import Batch, Decoder, Frame, FrameError
 from sandboxd.guest_client.base import (
     GUEST_PORT,
+    FeedRequest,
     FollowedStart,
     GuestError,
     GuestUnreachableError,
@@ -25,6 +26,7 @@ from sandboxd.guest_client.base import (
     Started,
 )
 from sandboxd.guest_client.connection import GuestConnection, Limits
+from sandboxd.guest_client.feed import open_feed
 from sandboxd.guest_client.pace import Pace
 from sandboxd.guest_client.stream import FrameStream
 from sandboxd.guest_client.wire import parse_health, parse_init_result, render_init
@@ -191,6 +193,14 @@ class HttpGuest:
 
     async def metrics(self) -> dict[str, Any]:
         return await self._connection.json("GET", "metrics")
+
+    async def ports(self, port: int | None, wait_seconds: float) -> dict[str, Any]:
+        query = {"wait_seconds": f"{wait_seconds:.3f}"} | ({} if port is None else {"port": str(port)})
+        seconds = self._connection.limits.answer_seconds + wait_seconds
+        return await self._connection.json("GET", "ports", query=query, seconds=seconds)
+
+    def feed(self, request: FeedRequest) -> AbstractAsyncContextManager[AsyncGenerator[Batch]]:
+        return open_feed(self._connection, request)
 
     async def shutdown(self, grace_seconds: float) -> None:
         body = {"grace_seconds": grace_seconds}

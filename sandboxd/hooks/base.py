@@ -54,6 +54,8 @@ class Parts:
     incarnation: Incarnation | None = None
     guest: Guest | None = None
     init: InitResult | None = None
+    exit_code: int | None = None
+    """Of an entrypoint that could not be executed."""
 
 
 class Hook(Protocol):

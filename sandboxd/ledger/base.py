@@ -54,6 +54,8 @@ class Record:
     message: str | None = None
     cpu_before_seconds: float = 0
     """CPU time its host processes had used before they were its own: not the tenant's."""
+    exit_code: int | None = None
+    """The entrypoint's, once it has ended."""
     report: SandboxReport | None = None
     """The last word on it, once ended."""
 

@@ -13,7 +13,7 @@ from typing import Final
 
 from sandboxd.errors import LedgerError
 from sandboxd.ledger.base import SCHEMA_VERSION, Contents, Record
-from sandboxd.ledger.rows import MIGRATIONS, PUT, READ, SCHEMA, from_row, to_row
+from sandboxd.ledger.rows import ADDED, PUT, READ, SCHEMA, from_row, to_row
 
 _MAX_BATCH: Final = 512
 
@@ -163,13 +163,14 @@ def _connect(path: Path) -> sqlite3.Connection:
         connection.execute("PRAGMA locking_mode = EXCLUSIVE")
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
-        version = connection.execute("PRAGMA user_version").fetchone()[0]
-        _check_version(version)
+        _check_version(connection.execute("PRAGMA user_version").fetchone()[0])
         connection.execute("BEGIN IMMEDIATE")
-        # A file without a version is a new one, or one whose making was cut off: then it has no table either.
-        migrations = [MIGRATIONS[each] for each in range(version, SCHEMA_VERSION)] if version else []
-        for statement in (*(step for steps in migrations for step in steps), *SCHEMA):
+        for statement in SCHEMA:
             connection.execute(statement)
+        present = {row[1] for row in connection.execute("PRAGMA table_info(sandboxes)")}
+        for name, kind in ADDED.items():
+            if name not in present:
+                connection.execute(f"ALTER TABLE sandboxes ADD COLUMN {name} {kind}")
         connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         connection.execute("COMMIT")
     except BaseException:

@@ -26,6 +26,7 @@ from sandboxd.errors import (
     stale_generation,
     stopping,
 )
+from sandboxd.history.sampler import Sampled
 from sandboxd.hooks.base import Parts, guest_token
 from sandboxd.ledger.base import Contents, Phase, Record
 from sandboxd.manager.admission import Admission
@@ -108,10 +109,11 @@ class Manager:
         contents = await self.tools.ledger.open()
         self.epoch = contents.epoch
         try:
-            async with asyncio.TaskGroup() as group:
+            async with self.tools.keeper.opened(), asyncio.TaskGroup() as group:
                 self._group = group
                 try:
                     await start_up(self, contents)
+                    self.tools.keeper.all_adopted()
                     self.pool.open(self._spawn)
                     yield
                     await self._let_finish()
@@ -207,7 +209,7 @@ class Manager:
         if guest is None:
             raise not_ready(sandbox_id, life.state)
         with life.activity.use():
-            yield Live(life, guest)
+            yield Live(life, guest, self.tools.keeper)
 
     async def acknowledge(self, sandbox_ids: Iterable[str]) -> None:
         """Forget sandboxes whose end the api has recorded."""
@@ -241,6 +243,18 @@ class Manager:
         """Report one sandbox, with its meters as they are now."""
         live = life.record.incarnation is not None and not life.over.is_set() and life.verdict is None
         return life.report(self.tools.runtime.usage(life.handle) if live else None)
+
+    def sampled(self) -> list[Sampled]:
+        """Return the sandboxes whose meters can be read."""
+        return [self._sampled(runner.life) for runner in self.runners.values() if _is_metered(runner.life)]
+
+    def sampled_one(self, sandbox_id: str) -> Sampled | None:
+        """Return where one sandbox's meters are; None if it has none, or none any more."""
+        runner = self.runners.get(sandbox_id)
+        return self._sampled(runner.life) if runner is not None and _is_metered(runner.life) else None
+
+    def _sampled(self, life: Life) -> Sampled:
+        return life.sampled(self.tools.keeper.processes(life.id))
 
     def parts_of(self, record: Record, env: dict[str, str]) -> Parts:
         """Return what is known of a sandbox's parts from its record."""
@@ -429,6 +443,10 @@ def _tolerated(sandbox_id: str) -> Generator[None]:
         yield
     except LedgerError as error:
         _log.error("ledger not written", sandbox_id=sandbox_id, error=str(error))
+
+
+def _is_metered(life: Life) -> bool:
+    return life.record.phase is Phase.RUNNING and life.verdict is None and not life.over.is_set()
 
 
 def _without_env(spec: SandboxSpec) -> SandboxSpec:

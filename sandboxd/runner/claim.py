@@ -19,7 +19,7 @@ STEPS: Final = ("claim.write", "claim.written")
 """What a claim reaches beside the hooks' own steps."""
 CLAIM_SECONDS: Final = 5.0
 """A claim takes some milliseconds; one that takes this long has met a sandbox that is none any more."""
-_SAME_COLD: Final = frozenset({"user_not_found", "cwd_not_found"})
+_SAME_COLD: Final = frozenset({"user_not_found", "cwd_not_found", "start_failed"})
 """Refusals of a guest that come of the image and of what was asked: a cold start would only say them later."""
 
 
@@ -43,9 +43,9 @@ async def claim(life: Life, tools: Tools, cold: Cold) -> bool:
     try:
         async with cold.turn, asyncio.timeout(CLAIM_SECONDS):
             await tools.points.reach("claim.write")
-            used = tools.runtime.usage(life.handle)
+            used = tools.runtime.cpu_used_seconds(life.handle)
             # Ahead of the acts, but not waited for: until the row says `running`, a restart buries it whatever it says.
-            tools.ledger.put_soon(life.write(cpu_before_seconds=used.cpu_used_seconds if used else 0))
+            tools.ledger.put_soon(life.write(cpu_before_seconds=used or 0))
             await tools.points.reach("claim.written")
             await _claim_all(life.parts, tools)
     except Exception as error:

@@ -23,6 +23,7 @@ _SENTENCES: Final = {
     SandboxReason.IDLE_TIMEOUT: "Nothing used it for {idle_seconds} seconds.",
     SandboxReason.OUT_OF_MEMORY: "It needed more than its {memory_mib} MiB of memory.",
     SandboxReason.NODE_DISK_FULL: "The node's disk was full.",
+    SandboxReason.ENTRYPOINT_EXITED: "Its entrypoint ended.",
     SandboxReason.IMAGE_UNAVAILABLE: "Image {image} cannot be read on the node.",
     SandboxReason.START_FAILED: "It could not be started.",
     SandboxReason.GUEST_FAILED: "Its first process, the guest agent, ended.",

@@ -82,6 +82,7 @@ async def _acknowledge(life: Life, tools: Tools) -> None:
         user=init.user if init else None,
         cwd=init.cwd if init else None,
         shell=init.shell if init else None,
+        spec=life.parts.spec,
     )
     await tools.points.reach("start.acknowledge")
     await tools.ledger.put(life.record)
@@ -89,7 +90,9 @@ async def _acknowledge(life: Life, tools: Tools) -> None:
 
 
 def _cause(life: Life, error: Exception, deadline_seconds: float, *, expired: bool) -> Cause:
-    life.write(phase=Phase.ADMITTED)  # whatever was on its way into the ledger: it never ran
+    life.write(
+        phase=Phase.ADMITTED, exit_code=life.parts.exit_code
+    )  # whatever was on its way into the ledger: it never ran
     if not expired:
         life.start_problem = start_problem(error, life)
         return Cause(error=error, message=life.start_problem.detail)

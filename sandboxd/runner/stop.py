@@ -22,6 +22,8 @@ _log = structlog.get_logger(__name__)
 STEPS: Final = ("stop.shutdown", "stop.drain", "stop.kill", "stop.judge", "stop.end")
 """What an end reaches beside the hooks' own steps."""
 _SHUTDOWN_MARGIN_SECONDS: Final = 5.0
+_LOG_SECONDS: Final = 2.0
+"""How long what its processes wrote last may take to be read into its log."""
 _TRIES: Final = 3
 _FIRST_PAUSE_SECONDS: Final = 0.05
 
@@ -58,6 +60,8 @@ async def _tell_guest(life: Life, tools: Tools, grace_seconds: float) -> None:
         await tools.points.reach("stop.shutdown")
         await unless_dead(tools.runtime, life.handle, _shutdown(guest, grace_seconds))
         await tools.points.reach("stop.drain")
+        async with asyncio.timeout(_LOG_SECONDS):
+            await unless_dead(tools.runtime, life.handle, tools.keeper.drain(life))
         async with asyncio.timeout(tools.drain_seconds):
             await unless_dead(tools.runtime, life.handle, life.activity.quiet())
     except (GuestError, GuestUnreachableError, ProblemError, SandboxDiedError, TimeoutError) as error:
@@ -78,6 +82,17 @@ async def _judge(life: Life, tools: Tools, cause: Cause, *, same_boot: bool) -> 
     if life.record.intent is not life.verdict.reason:
         await _write(tools, life.write(intent=life.verdict.reason, message=life.verdict.message))
     life.ended.set()
+    await _close_history(life, tools)
+
+
+async def _close_history(life: Life, tools: Tools) -> None:
+    """Finish what is kept of it. That it could not be kept must not keep it from ending."""
+    try:
+        if tools.sampler.tracks(life.id):  # else it has not lived long enough to have samples
+            await asyncio.to_thread(tools.sampler.last, life.sampled(tools.keeper.processes(life.id)))
+        await tools.keeper.close(life, f"The sandbox has ended: {life.verdict.reason if life.verdict else None}.")
+    except Exception:  # noqa: BLE001 - what is kept is a courtesy
+        _log.exception("history not finished", sandbox_id=life.id)
 
 
 async def _finish(life: Life, tools: Tools) -> None:

@@ -145,6 +145,14 @@ class Runtime(Protocol):
         """Read the host's meters; None when they are gone."""
         ...
 
+    def cpu_used_seconds(self, sandbox_id: str) -> float | None:
+        """Read one meter of `usage` alone, which is cheap; None when it is gone."""
+        ...
+
+    def cached_bytes(self, sandbox_id: str) -> int:
+        """Read how much of the memory in use is files' contents."""
+        ...
+
     def panicked(self, sandbox_id: str) -> bool:
         """Tell whether the sentry left a panic log."""
         ...

@@ -153,6 +153,12 @@ class RunscRuntime:
             processes=meters.processes,
         )
 
+    def cpu_used_seconds(self, sandbox_id: str) -> float | None:
+        return self._cgroups.cpu_used_seconds(sandbox_id)
+
+    def cached_bytes(self, sandbox_id: str) -> int:
+        return self._cgroups.cached_bytes(sandbox_id)
+
     def panicked(self, sandbox_id: str) -> bool:
         return self._places.panicked(sandbox_id)
 

@@ -10,6 +10,7 @@ import pytest
 from node_kit import World, a_sandbox_id, a_spec
 from sandboxd.hooks.base import Hook, Parts, guest_token, token_digest
 from sandboxd.hooks.egress import EgressHook
+from sandboxd.hooks.entrypoint import EntrypointHook
 from sandboxd.hooks.guest import GuestHook
 from sandboxd.hooks.launch import LaunchHook
 from sandboxd.hooks.rootfs import RootfsHook
@@ -17,7 +18,7 @@ from sandboxd.hooks.slot import SlotHook
 from sandboxd.network.fake import FakeNetwork
 from sandboxd.runtime.fake import FakeRuntime
 
-NAMES = ("slot", "rootfs", "egress", "launch", "guest")
+NAMES = ("slot", "rootfs", "egress", "launch", "guest", "entrypoint")
 
 
 class Bench:
@@ -39,8 +40,9 @@ class Bench:
                 runtime, clock, points, upper_dir=upper, guest_dir=Path("/guest"), backstop_margin_seconds=60
             ),
             "guest": GuestHook(runtime, clock, os.urandom, points, resolvers=("1.1.1.1",), backstop_margin_seconds=60),
+            "entrypoint": EntrypointHook(runtime, points),
         }
-        spec = a_spec(world, env={})
+        spec = a_spec(world, env={}, entrypoint=["sleep", "10000"])
         sandbox_id = a_sandbox_id()
         self.parts = Parts(
             sandbox_id=sandbox_id,
@@ -162,8 +164,8 @@ async def test_what_was_tried_before_the_claim_is_forgotten_by_it(bench: Bench) 
     await make_ready(bench)
     guest = bench.world.host_world.sandboxes[bench.parts.handle].guest
     assert len(await guest.processes(None, None)) == 1
-    for hook in bench.hooks.values():
-        await hook.claim(bench.parts)
+    for name in NAMES[:-1]:
+        await bench.hooks[name].claim(bench.parts)
     assert await guest.processes(None, None) == []
 
 
@@ -197,7 +199,7 @@ async def test_a_claimed_one_is_like_a_prepared_one(bench: Bench) -> None:
 
 
 def ready_steps() -> list[tuple[str, str]]:
-    hooks = (SlotHook, RootfsHook, EgressHook, LaunchHook, GuestHook)
+    hooks = (SlotHook, RootfsHook, EgressHook, LaunchHook, GuestHook, EntrypointHook)
     return [(hook.name, step) for hook in hooks for step in hook.ready_steps]
 
 

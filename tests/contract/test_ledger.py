@@ -18,6 +18,7 @@ from sandboxd.contract.states import SandboxState
 from sandboxd.errors import LedgerError
 from sandboxd.ledger.base import Ledger, Phase, Record
 from sandboxd.ledger.memory import LedgerContents, MemoryLedger
+from sandboxd.ledger.rows import ADDED
 from sandboxd.ledger.sqlite import SqliteLedger
 from sandboxd.runtime.base import Incarnation, ProcessIdentity
 
@@ -246,6 +247,25 @@ async def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
     connection.close()
     with pytest.raises(LedgerError, match="99"):
         await SqliteLedger(path).open()
+
+
+async def test_a_ledger_of_the_last_release_is_brought_up(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    ledger = SqliteLedger(path)
+    await ledger.open()
+    record = a_record()
+    await ledger.put(record)
+    await ledger.close()
+    connection = sqlite3.connect(path)
+    for name in ADDED:
+        connection.execute(f"ALTER TABLE sandboxes DROP COLUMN {name}")
+    connection.execute("PRAGMA user_version = 1")
+    connection.commit()
+    connection.close()
+    for _ in range(2):
+        later = SqliteLedger(path)
+        assert (await later.open()).records == (replace(record, exit_code=None),)
+        await later.close()
 
 
 async def test_a_damaged_file_is_refused(tmp_path: Path) -> None:

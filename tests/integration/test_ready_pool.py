@@ -35,6 +35,8 @@ CLAIMING = (
     "launch.limited",
     "guest.init",
     "guest.initialized",
+    "entrypoint.start",
+    "entrypoint.started",
     "start.acknowledge",
 )
 BURYING = ("guest.close", "launch.kill", "launch.remove", "rootfs.remove", "rootfs.unlease", "slot.release")
@@ -264,6 +266,17 @@ async def test_one_that_died_just_before_its_claim(world: World) -> None:
             guest.fail("init", GuestUnreachableError("gone"))
         sandbox_id = await opened.create()
         assert opened.life(sandbox_id).handle == sandbox_id
+
+
+async def test_an_entrypoint_is_started_by_the_claim(world: World) -> None:
+    async with node(world) as opened:
+        await filled(opened)
+        sandbox_id = await opened.create(entrypoint=["sleep", "10000"])
+        life = opened.life(sandbox_id)
+        assert life.handle != sandbox_id
+        assert [each["argv"] for each in await world.host_world.guests[life.handle].processes(None, None)] == [
+            ["sleep", "10000"]
+        ]
 
 
 async def test_a_refusal_of_what_was_asked_is_not_tried_again_cold(world: World) -> None:

@@ -35,6 +35,7 @@ type Table struct {
 	lastExit  time.Time
 	lingering map[*Record]struct{}
 	sweep     chan struct{}
+	changed   chan struct{}
 }
 
 // NewTable makes an empty table and starts to reap. One process has one table.
@@ -42,6 +43,7 @@ func NewTable(spawner *spawn.Spawner, forest tree.Forest) *Table {
 	t := &Table{
 		spawner: spawner, forest: forest,
 		records: map[string]*Record{}, lingering: map[*Record]struct{}{}, sweep: make(chan struct{}, 1),
+		changed: make(chan struct{}, 1),
 	}
 	t.reaper = newReaper(t.sweepSoon)
 	go t.reaper.run()

@@ -56,6 +56,7 @@ type Server struct {
 	tokenHash   atomic.Pointer[[]byte]
 	initialized sync.Mutex
 	backstop    *time.Timer
+	feeding     atomic.Pointer[chan struct{}]
 }
 
 // New makes a server over a table.
@@ -104,7 +105,9 @@ func (s *Server) routes() map[string]map[string]call {
 		"processes/{id}/stdin":  {"POST": s.stdin},
 		"processes/{id}/signal": {"POST": s.signal},
 		"processes/{id}/resize": {"POST": s.resize},
+		"feed":                  {"POST": s.feed},
 		"metrics":               {"GET": s.metrics},
+		"ports":                 {"GET": s.ports},
 		"files":                 {"PUT": s.putFile},
 		"shutdown":              {"POST": s.shutdown},
 		"log":                   {"GET": s.log},

@@ -171,6 +171,22 @@ type Port struct {
 	PID      *int   `json:"pid"`
 }
 
+// Feed asks for the newest output of all processes.
+type Feed struct {
+	Positions        map[string]uint64 `json:"positions"`
+	Ended            []string          `json:"ended"`
+	MostBytes        int               `json:"most_bytes"`
+	IntervalSeconds  float64           `json:"interval_seconds"`
+	LingerSeconds    float64           `json:"linger_seconds"`
+	KeepaliveSeconds float64           `json:"keepalive_seconds"`
+	Follow           bool              `json:"follow"`
+}
+
+// PortList is the answer of GET /v1/ports.
+type PortList struct {
+	Items []Port `json:"items"`
+}
+
 // Metrics is the guest's own view of its use: hints.
 type Metrics struct {
 	CPUUsedSeconds  float64 `json:"cpu_used_seconds"`
