@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import importlib
 import json
 import os
 import platform as host
@@ -394,6 +395,7 @@ BENCHMARKS: dict[str, Callable[[Platform, RawBox], Awaitable[list[Row]]]] = {
     "throughput": throughput,
     "api_overhead": api_overhead,
     "idle": idle,
+    "sampling": lambda platform, raw: importlib.import_module("sampling").sampling(platform, raw),
 }
 
 
