@@ -92,8 +92,8 @@ class NodeConfig(BaseSettings):
     """What all logs take together, at most: those that ended longest ago go first."""
     log_kib_per_second: int = Field(default=512, ge=8, le=1_048_576)
     """What is read of one sandbox's output for its log; of more than that the newest, and how much is missing."""
-    metrics_disk_mib: int = Field(default=512, ge=1)
-    """What the samples of all sandboxes' meters take, at most."""
+    metrics_disk_mib: int = Field(default=512, ge=0)
+    """What the samples of all sandboxes' meters take, at most; 0: no samples are taken."""
 
     stop_drain_seconds: float = Field(default=2, ge=0)
     """After its processes ended, how long a stop waits for open streams to read their last bytes."""

@@ -397,7 +397,14 @@ async def _not_started(platform: Platform, start: Start, error: NodeProblemError
             return await _ended(platform, start)
     platform.fleet.forget(sandbox.id, sandbox.node_id)
     problem = error.problem(sandbox_id=sandbox.id)
-    await reports.end_all(platform, [sandbox.id], _reason(error), problem.detail[:1000])
+    exit_code = error.body.get("exit_code")  # of an entrypoint that could not be executed
+    await reports.end_all(
+        platform,
+        [sandbox.id],
+        _reason(error),
+        problem.detail[:1000],
+        exit_code if type(exit_code) is int and 0 <= exit_code <= 255 else None,
+    )
     if start.key is not None:
         await platform.database.write(key_store.release, sandbox.project_id, start.key)
     return Outcome(sandbox, problem)

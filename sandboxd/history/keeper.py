@@ -18,6 +18,7 @@ from sandboxd.history.check import FeedCheck, unfinished
 from sandboxd.history.log import Log
 from sandboxd.history.rows import LogRow
 from sandboxd.history.shelf import Shelf
+from sandboxd.history.threads import in_thread
 
 _log = structlog.get_logger(__name__)
 
@@ -135,7 +136,7 @@ class Keeper:
     async def _ready(self, kept: _Kept) -> tuple[Log, FeedCheck]:
         """Open the log, where that has not been done."""
         if kept.log is None or kept.check is None:
-            kept.log = await asyncio.to_thread(self.shelf.open, kept.source.id)
+            kept.log = await in_thread(self.shelf.open, kept.source.id)
             kept.check = FeedCheck(kept.log.known, kept.source.began_us)
         return kept.log, kept.check
 
@@ -166,7 +167,7 @@ class Keeper:
             kept = _Kept(source, complete=True)  # an earlier agent wrote it
         if kept is not None:
             await self._last_words(kept, why)
-            await asyncio.to_thread(self.shelf.close, source.id, self._clock.now().timestamp())
+            await in_thread(self.shelf.close, source.id, self._clock.now().timestamp())
         self._live.pop(source.id, None)
         self.notify(source.id)
 
@@ -257,7 +258,7 @@ class Keeper:
         """Write rows; what the disk does not take is lost, and told so later."""
         try:
             log, _ = await self._ready(kept)
-            await asyncio.to_thread(log.append, rows, self._now_us())
+            await in_thread(log.append, rows, self._now_us())
             kept.told_full = False
         except OSError as error:
             if not kept.told_full:
@@ -275,9 +276,9 @@ class Keeper:
             try:
                 now = self._clock.now().timestamp()
                 if not self._looked:
-                    await asyncio.to_thread(self.shelf.look, frozenset(self._live), now)
+                    await in_thread(self.shelf.look, frozenset(self._live), now)
                     self._looked = True
-                await asyncio.to_thread(self.shelf.trim, now, disk_full=self._disk_full())
+                await in_thread(self.shelf.trim, now, disk_full=self._disk_full())
             except Exception:  # noqa: BLE001 - the next round tries again
                 _log.exception("upkeep of logs failed")
             await asyncio.sleep(_UPKEEP_SECONDS)

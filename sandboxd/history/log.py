@@ -121,7 +121,8 @@ class Log:
 
     def _write(self, data: bytes, time_us: int) -> None:
         last = max(self._segments, default=None)
-        if last is None or self._segments[last] + len(data) > self._segment_bytes:
+        is_gone = last is not None and not segment_path(self.directory, last).exists()  # somebody has tidied up
+        if last is None or is_gone or self._segments[last] + len(data) > self._segment_bytes:
             begin = 0 if last is None else last + self._segments[last]
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             data = encode(mark(self.known, time_us)) + data

@@ -13,6 +13,7 @@ from sandboxd.contract.processes import render_time
 from sandboxd.history.keeper import Keeper
 from sandboxd.history.log import PARTS, Chunk, read
 from sandboxd.history.rows import MARK, NOBODY, Placed, lost_bytes
+from sandboxd.history.threads import in_thread
 from sandboxd.processes.rendering import moment, split_text
 
 READ_BYTES: Final = 262_144
@@ -33,7 +34,7 @@ async def lines(
         while True:
             news.clear()
             goes_on = follow and keeper.is_live(sandbox_id)
-            chunk = await asyncio.to_thread(read, place, position, READ_BYTES)
+            chunk = await in_thread(read, place, position, READ_BYTES)
             rendered = _render(chunk, position, process_id)
             position = chunk.next
             if rendered:

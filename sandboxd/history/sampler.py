@@ -3,7 +3,6 @@
 An idle sandbox costs one look at its processor time; it is read whole only now and then.
 """
 
-import asyncio
 import math
 import threading
 from collections.abc import Callable
@@ -16,6 +15,7 @@ import structlog
 from sandboxd.clock import Clock
 from sandboxd.contract.history import Sample, SampleList
 from sandboxd.history.samples import TIERS, Facts, Reading, SampleStore
+from sandboxd.history.threads import in_thread
 
 _log = structlog.get_logger(__name__)
 
@@ -101,10 +101,12 @@ class Sampler:
 
     async def run(self, sandboxes: Callable[[], list[Sampled]]) -> None:
         """Sample for ever. A round that fails is logged, and the next one tries again."""
+        if not self._store.limit_bytes:
+            return
         due = self._clock.boottime()
         while True:
             try:
-                await asyncio.to_thread(self.once, sandboxes())
+                await in_thread(self.once, sandboxes())
             except Exception:  # noqa: BLE001 - the next round tries again
                 _log.exception("sampling failed")
             due = max(due + EVERY_SECONDS, self._clock.boottime())
@@ -199,11 +201,13 @@ class Sampler:
         self, sandbox_id: str, begin_ms: int, end_ms: int, step_seconds: int, live: Sampled | None
     ) -> SampleList:
         """Return the samples of a span, at most one a step: its last one. A live sandbox's present is among them."""
-        return await asyncio.to_thread(self._samples, sandbox_id, begin_ms, end_ms, step_seconds, live)
+        return await in_thread(self._samples, sandbox_id, begin_ms, end_ms, step_seconds, live)
 
     def _samples(
         self, sandbox_id: str, begin_ms: int, end_ms: int, step_seconds: int, live: Sampled | None
     ) -> SampleList:
+        if not self._store.limit_bytes:
+            return SampleList(items=[])
         with self._lock:
             self._open()
             now_ms = self._now_ms()

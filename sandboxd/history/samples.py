@@ -72,7 +72,7 @@ class SampleStore:
 
     def __init__(self, path: Path, limit_bytes: int) -> None:
         self._path = path
-        self._limit_bytes = limit_bytes
+        self.limit_bytes = limit_bytes
         self._lock = threading.Lock()
         self._connection: sqlite3.Connection | None = None
 
@@ -120,7 +120,7 @@ class SampleStore:
 
     def _shrink(self, connection: sqlite3.Connection) -> None:
         """Remove the oldest samples until the rest fits."""
-        while self._used_bytes(connection) > self._limit_bytes:
+        while self._used_bytes(connection) > self.limit_bytes:
             with connection:
                 removed = connection.execute(
                     "DELETE FROM samples WHERE (sandbox_id, tier, at_ms) IN"

@@ -11,6 +11,7 @@ from sandboxd.contract.reasons import ROW_OF
 from sandboxd.contract.states import SandboxState
 from sandboxd.errors import LedgerError, SandboxDiedError
 from sandboxd.guest_client.base import Guest, GuestError, GuestUnreachableError
+from sandboxd.history.threads import in_thread
 from sandboxd.hooks.base import Parts, unless_dead
 from sandboxd.ledger.base import Phase, Record
 from sandboxd.runner.evidence import judge
@@ -89,7 +90,7 @@ async def _close_history(life: Life, tools: Tools) -> None:
     """Finish what is kept of it. That it could not be kept must not keep it from ending."""
     try:
         if tools.sampler.tracks(life.id):  # else it has not lived long enough to have samples
-            await asyncio.to_thread(tools.sampler.last, life.sampled(tools.keeper.processes(life.id)))
+            await in_thread(tools.sampler.last, life.sampled(tools.keeper.processes(life.id)))
         await tools.keeper.close(life, f"The sandbox has ended: {life.verdict.reason if life.verdict else None}.")
     except Exception:  # noqa: BLE001 - what is kept is a courtesy
         _log.exception("history not finished", sandbox_id=life.id)

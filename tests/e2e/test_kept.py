@@ -88,7 +88,7 @@ def test_an_entrypoint_that_is_not_there(platform: Platform) -> None:
     problem = answer.json()
     assert (problem["code"], problem["reason"], problem["exit_code"]) == ("start_failed", "start_failed", 127)
     record = platform.http.get(f"/v1/sandboxes/{problem['sandbox_id']}").json()
-    assert (record["state"], record["reason"]) == ("failed", "start_failed")
+    assert (record["state"], record["reason"], record["exit_code"]) == ("failed", "start_failed", 127)
 
 
 def test_an_entrypoint_is_watched_through_a_restart_of_the_node(platform: Platform) -> None:

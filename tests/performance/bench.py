@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import importlib
 import json
 import os
 import platform as host
@@ -396,6 +397,7 @@ BENCHMARKS: dict[str, Callable[[Platform, RawBox], Awaitable[list[Row]]]] = {
     "api_overhead": api_overhead,
     "idle": idle,
     **pool.benchmarks(client),
+    "sampling": lambda platform, raw: importlib.import_module("sampling").sampling(platform, raw),
 }
 
 

@@ -1,6 +1,7 @@
 """Logs on disk: bounds, crashes, damage, positions; and that all of a node's logs together stay within theirs."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -121,6 +122,16 @@ def test_damage_is_told_and_stepped_over(tmp_path: Path) -> None:
     kinds = [row.kind for row in rows]
     assert kinds.count(FrameKind.LOST) == 1
     assert int(rows[-1].payload) == 199
+
+
+def test_a_log_that_somebody_removed_goes_on(tmp_path: Path) -> None:
+    log = Log(tmp_path / SANDBOX, 1 << 20)
+    fill(log, 100)
+    shutil.rmtree(log.directory)
+    log.append([out("after")], 1)
+    rows = whole(log.directory)
+    assert [row.kind for row in rows] == [FrameKind.LOST, FrameKind.STDOUT]
+    assert rows[1].payload == b"after"
 
 
 def test_a_full_disk_is_told_when_it_has_room_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
