@@ -37,7 +37,7 @@ class Meters:
     def __init__(self) -> None:
         self.used = 0.0
         self.gone = False
-        self.before = (100, 50)
+        self.before: tuple[int, int] = (100, 50)
 
     def cpu(self, sandbox: Sampled) -> float | None:
         assert sandbox is SANDBOX
