@@ -153,7 +153,7 @@ def make_manager(config: NodeConfig, parts: Parts, identity: Identity, boot_id: 
             ),
             sampler=Sampler(
                 SampleStore(config.metrics_path, config.metrics_disk_mib * _MIB),
-                HostMeters(parts.runtime, parts.network, config.upper_dir),
+                HostMeters(parts.runtime, parts.network, config.upper_dir if config.runtime == "runsc" else None),
                 parts.clock,
             ),
             disk_full=lambda: is_full(parts.host),

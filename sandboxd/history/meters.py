@@ -20,7 +20,8 @@ Counters = dict[str, tuple[int, int]]
 class HostMeters:
     """Reads them. Not for two threads at once."""
 
-    def __init__(self, runtime: Runtime, network: Network, upper_dir: Path) -> None:
+    def __init__(self, runtime: Runtime, network: Network, upper_dir: Path | None) -> None:
+        """`upper_dir`: where sandboxes write; None: nowhere."""
         self._runtime = runtime
         self._network = network
         self._upper_dir = upper_dir
@@ -72,23 +73,26 @@ class HostMeters:
 
     def _written(self, sandbox: Sampled) -> int:
         """Return what a sandbox's writes take on disk: the sentry's file has no name, only a descriptor."""
+        if self._upper_dir is None:
+            return 0
         known = self._files.get(sandbox.id)
         for path in () if known is None else (known,):
             with suppress(OSError):
-                if self._is_its(path, sandbox.handle):
+                if _is_its(path, self._upper_dir, sandbox.handle):
                     return path.stat().st_blocks * _BLOCK_BYTES
         for pid in sandbox.pids:
             with suppress(OSError), os.scandir(f"/proc/{pid}/fd") as entries:
                 for entry in entries:
                     path = Path(entry.path)
-                    if self._is_its(path, sandbox.handle):
+                    if _is_its(path, self._upper_dir, sandbox.handle):
                         self._files[sandbox.id] = path
                         return path.stat().st_blocks * _BLOCK_BYTES
         return 0
 
-    def _is_its(self, path: Path, handle: str) -> bool:
-        # In another mount namespace the path may begin anywhere; where it ends is enough, on the same disk.
-        with suppress(OSError):
-            if path.readlink().parts[-3:-1] == (self._upper_dir.name, handle):
-                return path.stat().st_dev == self._upper_dir.stat().st_dev
-        return False
+
+def _is_its(path: Path, upper_dir: Path, handle: str) -> bool:
+    # In another mount namespace the path may begin anywhere; where it ends is enough, on the same disk.
+    with suppress(OSError):
+        if path.readlink().parts[-3:-1] == (upper_dir.name, handle):
+            return path.stat().st_dev == upper_dir.stat().st_dev
+    return False

@@ -14,7 +14,7 @@ import pytest
 
 from harness import Platform, eventually
 
-EATER = "print('the last words', flush=True); import time; time.sleep(1); x = bytearray(1 << 30)"
+EATER = "print('the last words', flush=True); import time; time.sleep(3); x = bytearray(1 << 30)"
 
 
 def asked(platform: Platform, path: str, query: dict[str, str]) -> httpx.Response:

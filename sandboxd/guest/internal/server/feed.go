@@ -12,6 +12,7 @@ import (
 const (
 	mostFeedBytes   = 4 << 20
 	mostFeedSeconds = 3600
+	keptFeedBytes   = 16 << 10
 )
 
 // feed sends the newest output of all processes, at intervals, until nothing runs any more; or once. A later feed ends this one.
@@ -43,8 +44,8 @@ func (s *Server) feed(w http.ResponseWriter, r *http.Request, _ string) *wire.Pr
 		if !request.Follow || control.Flush() != nil {
 			return nil
 		}
-		if cap(buffer) > request.MostBytes {
-			buffer = nil
+		if cap(buffer) > keptFeedBytes {
+			buffer = nil // what was loud may be silent for ever
 		}
 		if !s.pauseFeed(w, r, feed, request, mine, began) {
 			return nil
