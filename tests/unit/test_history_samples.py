@@ -11,7 +11,7 @@ from sandboxd.history.sampler import Sampled, Sampler
 from sandboxd.history.samples import Facts, Reading, SampleStore
 
 BEGAN = datetime(2026, 11, 22, 11, tzinfo=UTC)
-SANDBOX = Sampled(id="sbx" + "a" * 20, cpus=2, disk_limit=1 << 30, processes=3)
+SANDBOX = Sampled(id="sbx" + "a" * 20, handle="sbx" + "a" * 20, cpus=2, disk_limit=1 << 30, processes=3)
 
 
 class Clock:
