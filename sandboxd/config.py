@@ -73,7 +73,7 @@ class NodeConfig(BaseSettings):
     pool_boots: int = Field(default=1, ge=1)
     """How many are booted at once; none is while a create waits for a cold start."""
     pool_pause_seconds: float = Field(default=0.2, ge=0)
-    """Between two boots, so that whoever got the last one has the processors."""
+    """Before each boot, so that whoever got the last one has the processors."""
 
     slot_pool_size: int = Field(default=8, ge=0)
     """How many networks are kept ready."""

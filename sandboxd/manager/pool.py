@@ -48,7 +48,7 @@ class PoolPlan:
     boots: int
     """How many are booted at once."""
     pause_seconds: float
-    """Between two boots, so that whoever came for the last one has the processors."""
+    """Before each boot, so that whoever came for the last one has the processors."""
 
 
 @dataclass(slots=True, eq=False)
@@ -189,19 +189,20 @@ class Pool:
     async def _keep(self) -> None:
         while not self._closed:
             self._news.clear()
-            pause = _LOOK_SECONDS
             try:
-                key = self._look()
-                if key is not None and self._line.empty.is_set():
-                    await self._pass(self._pause_after(made=await self._boot(key)))
+                if self._look() is not None and self._line.empty.is_set():
+                    # Whoever has just come for one has the processors first.
+                    await self._pass(self._pause())
+                    key = self._look()
+                    if key is not None and self._line.empty.is_set() and not self._closed:
+                        self._failed = 0 if await self._boot(key) else self._failed + 1
                     continue
             except Exception:  # noqa: BLE001 - a fault here must not leave the node without a pool
                 _log.exception("ready pool failed")
-            await self._until_one_of(self._news.wait(), self._pass(pause), self._way_free())
+            await self._until_one_of(self._news.wait(), self._pass(_LOOK_SECONDS), self._way_free())
 
-    def _pause_after(self, *, made: bool) -> float:
-        self._failed = 0 if made else self._failed + 1
-        if made:
+    def _pause(self) -> float:
+        if not self._failed:
             return self._plan.pause_seconds
         return min(_AFTER_FAILURE_SECONDS * 2 ** min(self._failed - 1, 10), _LONGEST_PAUSE_SECONDS)
 
