@@ -58,6 +58,21 @@ class Held:
 
 
 @dataclass(slots=True)
+class FakeLog:
+    """What the node has of one log: positions and objects."""
+
+    lines: list[tuple[int, str]] = field(default_factory=list[tuple[int, str]])
+    over: bool = False
+    broken: bool = False
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def add(self, text: str, process_id: str = "prc" + "a" * 20, **more: Any) -> None:
+        row = {"at": "2026-11-22T11:00:00.000Z", "process_id": process_id, "kind": "stdout", "text": text, **more}
+        self.lines.append(((self.lines[-1][0] if self.lines else 0) + 100, json.dumps(row, separators=(",", ":"))))
+        self.changed.set()
+
+
+@dataclass(slots=True)
 class Switches:
     """How the node misbehaves. `times` counts down; a switch without it holds until it is reset."""
 
@@ -107,6 +122,7 @@ class FakeNode:
         self.ensures: list[str] = []
         self.requests: list[web.BaseRequest] = []
         self.cancelled: list[str] = []
+        self.logs: dict[str, FakeLog] = {}
         self._runner: web.AppRunner | None = None
 
     # Serving
@@ -133,6 +149,9 @@ class FakeNode:
                 web.post(process + "/resize", self._resize),
                 *files.routes(DataPlane(self, utc_now, os.urandom, Bounds())),
                 web.get(process + "/attach", self._attach),
+                web.get(sandbox + "/ports", self._ports),
+                web.get("/node/v1/sandboxes/{id}/logs", self._logs),
+                web.get("/node/v1/sandboxes/{id}/metrics", self._metrics),
             ]
         )
         self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=1, auto_decompress=False)
@@ -355,6 +374,36 @@ class FakeNode:
         await socket.prepare(request)
         await socket.receive()
         return socket
+
+    async def _ports(self, request: web.Request) -> web.Response:
+        self._live(request)
+        port = int(request.query.get("port", "8000"))
+        return web.json_response({"items": [{"port": port, "protocol": "tcp", "address": "0.0.0.0", "pid": 7}]})  # noqa: S104 - an answer
+
+    async def _logs(self, request: web.Request) -> web.StreamResponse:
+        """Answer the lines a test gave, from a position on; while it follows, those that come later."""
+        answer = web.StreamResponse(headers={"Content-Type": "application/vnd.sandlot.log-lines"})
+        await answer.prepare(request)
+        log = self.logs.setdefault(request.match_info["id"], FakeLog())
+        position = int(request.query["after"])
+        try:
+            while True:
+                for at, line in log.lines:
+                    if at > position:
+                        await answer.write(b"%d %s\n" % (at, line.encode()))
+                        position = at
+                if log.broken:
+                    _break(request)
+                if request.query["follow"] != "true" or log.over:
+                    return answer
+                log.changed.clear()
+                await log.changed.wait()
+        except (asyncio.CancelledError, ConnectionError):
+            self.cancelled.append(request.match_info["id"])
+            raise
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        return web.json_response({"items": [], "next_cursor": None, "asked": dict(request.query)})
 
     async def _stdin(self, request: web.Request) -> web.Response:
         held, _ = self._find(request)

@@ -260,6 +260,7 @@ def described(directory: Path, *, runtime: str = "runsc", **settings: str) -> Pl
         "api_port": str(_free_port()),  # the same after a restart
         "node_name": instance,
         "runtime": runtime,
+        "pool_max": "0",  # what a test starts is all there is; tests of the ready pool ask for one
         **settings,
     }
     env = {**os.environ, **{f"SANDLOT_{name.upper()}": value for name, value in own.items()}}

@@ -6,7 +6,7 @@ from datetime import datetime
 
 from aiohttp import web
 
-from sandboxd.app import attach, dial, files, processes
+from sandboxd.app import attach, dial, files, ports, processes
 from sandboxd.app.bounds import Bounds
 from sandboxd.app.call import DataPlane, utc_now
 from sandboxd.contract.ids import RandomBytes
@@ -22,4 +22,5 @@ def routes(
 ) -> list[web.AbstractRouteDef]:
     """Return the routes below `/v1/sandboxes/{id}`; `leaving` is set before this program stops."""
     plane = DataPlane(sandboxes, now, random_bytes, Bounds(), leaving or Ending())
-    return [*processes.routes(plane), *files.routes(plane), *attach.routes(plane), *dial.routes(plane)]
+    calls = (processes, files, ports, attach, dial)
+    return [route for each in calls for route in each.routes(plane)]

@@ -14,7 +14,7 @@ import structlog
 import uvloop
 from aiohttp import web
 
-from sandboxd.app import data_plane, operator
+from sandboxd.app import data_plane, history, operator
 from sandboxd.app import node as node_calls
 from sandboxd.app.assembly import Node, Parts, opened, real_parts
 from sandboxd.app.logs import set_up_logs
@@ -89,6 +89,7 @@ async def serving(config: NodeConfig, parts: Parts) -> AsyncGenerator[Node]:
             background = (
                 group.create_task(node.upkeep.run(node.manager, parts.clock, config.heartbeat_seconds)),
                 group.create_task(heartbeat.run()),
+                group.create_task(node.manager.tools.sampler.run(node.manager.sampled)),
             )
             try:
                 yield node
@@ -102,7 +103,11 @@ async def serving(config: NodeConfig, parts: Parts) -> AsyncGenerator[Node]:
 async def _listening(node: Node) -> AsyncGenerator[None]:
     config = node.config
     leaving = Ending()
-    routes = [*node_calls.routes(node.manager, node.reporter), *data_plane.routes(node.manager, leaving=leaving)]
+    routes = [
+        *node_calls.routes(node.manager, node.reporter),
+        *history.routes(node.manager),
+        *data_plane.routes(node.manager, leaving=leaving),
+    ]
     own = operator.routes(node.parts.ledger, node.meters)
     serves = runner(application(allowed_peers(config.api_user), [*routes, *own]))
     await serves.setup()
@@ -127,7 +132,7 @@ def _spare_the_collector() -> None:
 async def end_all(config: NodeConfig) -> None:
     """End every sandbox with reason `operator_stopped`, then remove the network and what the runtime keeps."""
     parts = real_parts(config)
-    async with opened(config, parts) as node:
+    async with opened(config.model_copy(update={"pool_max": 0}), parts) as node:
         manager = node.manager
         stop = StopRequest(
             generation=None,

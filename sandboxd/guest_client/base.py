@@ -28,9 +28,13 @@ class Init:
     resolvers: tuple[str, ...]
     max_processes: int
     memory_bytes: int
+    cpus: float
+    """What programs inside that look for a quota of their own are to find."""
     now_us: int
     seed: bytes = field(repr=False)
     backstop_seconds: float | None
+    token: str | None = field(default=None, repr=False)
+    """The token from now on: of a sandbox that was made ready under another name. The old one is dead."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +67,24 @@ class Started:
     process: dict[str, Any]
     """Process without `sandbox_id`, as the guest sent it, not yet validated."""
     joined: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeedRequest:
+    """What a reader of the feed knows already, and how much it wants how often."""
+
+    positions: dict[str, int] = field(default_factory=dict[str, int])
+    """The next byte of each process that is known and has not ended."""
+    ended: list[str] = field(default_factory=list[str])
+    """Processes whose end is known."""
+    most_bytes: int = 262_144
+    """In one batch, the newest bytes first; what does not fit is named by a lost frame."""
+    interval_seconds: float = 0.5
+    linger_seconds: float = 5
+    """How long the feed goes on when nothing runs."""
+    keepalive_seconds: float = 30
+    follow: bool = True
+    """False: what is there now, and no more."""
 
 
 class GuestError(Exception):
@@ -140,7 +162,7 @@ class Guest(Protocol):
         ...
 
     async def init(self, init: Init, timeout_seconds: float = 10) -> InitResult:
-        """Tell it who it is."""
+        """Tell it who it is. With a token in it, every later call is made by that one."""
         ...
 
     async def set_backstop(self, seconds: float | None) -> None:
@@ -210,6 +232,14 @@ class Guest(Protocol):
 
     async def metrics(self) -> dict[str, Any]:
         """Return its own view of its use: hints, never billing."""
+        ...
+
+    async def ports(self, port: int | None, wait_seconds: float) -> dict[str, Any]:
+        """Return what listens, `{items}`, after waiting at most that long for the port, or for any."""
+        ...
+
+    def feed(self, request: FeedRequest) -> AbstractAsyncContextManager[AsyncGenerator[Batch]]:
+        """Open the newest output of all processes; before the frames of each, an `attached` frame names it."""
         ...
 
     async def shutdown(self, grace_seconds: float) -> None:

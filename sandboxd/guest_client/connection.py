@@ -120,6 +120,12 @@ class GuestConnection:
                 nap = max(_FIRST_NAP_SECONDS - waited, _NAP_SHARE * waited)
                 await asyncio.sleep(min(nap, _LONGEST_NAP_SECONDS))
 
+    def use(self, token: str) -> None:
+        """Make every later request with another token; what is open stays."""
+        self._token = token
+        if self._opened is not None:
+            self._opened.headers["Authorization"] = f"Bearer {token}"
+
     async def close(self) -> None:
         """Drop them all."""
         self._closed = True

@@ -16,6 +16,7 @@ from sandboxd.contract.frames import Batch, Frame, FrameKind, batch_of
 from sandboxd.contract.problems import ProblemError
 from sandboxd.guest_client.base import (
     Duplex,
+    FeedRequest,
     FollowedStart,
     GuestAttachment,
     GuestUnreachableError,
@@ -25,6 +26,7 @@ from sandboxd.guest_client.base import (
     Started,
 )
 from sandboxd.guest_client.fake_attach import FakeAttachment, FakeStream
+from sandboxd.guest_client.fake_feed import feed
 from sandboxd.guest_client.fake_files import FakeFiles
 from sandboxd.guest_client.fake_process import FakeProcess
 
@@ -41,6 +43,8 @@ class FakeGuest:
         self.shell = shell
         self.echoing: set[int] = set()
         """Ports on which a server sends back what it is sent."""
+        self.listens: list[dict[str, Any]] = []
+        """What `ports` answers."""
         self.calls: Counter[str] = Counter()
         self.backstop_seconds: float | None = None
         self._now = now
@@ -101,6 +105,10 @@ class FakeGuest:
             raise GuestUnreachableError("no answer") from None
         if init.user == "nobody-here":
             raise ProblemError("user_not_found", f"no such user: {init.user}")
+        if init.token is not None:
+            if any(process.exit is None for process in self._processes.values()):
+                raise ProblemError("invalid_request", "processes are running")
+            self._processes.clear()
         self.initialized_by = init
         self.backstop_seconds = init.backstop_seconds
         user = init.user or "user"
@@ -263,6 +271,28 @@ class FakeGuest:
             "cpu_used_seconds": 0.0, "memory_used_bytes": 0, "processes": running, "disk_used_bytes": 0,
             "disk_limit_bytes": 0, "ports": [],
         }  # fmt: skip
+
+    async def ports(self, port: int | None, wait_seconds: float) -> dict[str, Any]:
+        await self._enter("ports")
+        try:
+            async with asyncio.timeout(wait_seconds):
+                while not self._at(port):  # noqa: ASYNC110 - tests set what listens
+                    await asyncio.sleep(0.005)
+        except TimeoutError:
+            pass
+        self._require_alive()
+        return {"items": self._at(port)}
+
+    def _at(self, port: int | None) -> list[dict[str, Any]]:
+        return [each for each in self.listens if port in (None, each["port"])]
+
+    def feed(self, request: FeedRequest) -> AbstractAsyncContextManager[AsyncGenerator[Batch]]:
+        return self._feed(request)
+
+    @asynccontextmanager
+    async def _feed(self, request: FeedRequest) -> AsyncGenerator[AsyncGenerator[Batch]]:
+        await self._enter("feed")
+        yield feed(self._processes, request, self._require_alive)
 
     async def shutdown(self, grace_seconds: float) -> None:
         await self._enter("shutdown")

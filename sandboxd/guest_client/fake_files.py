@@ -63,6 +63,12 @@ class FakeFiles(Mapping[str, bytes]):
             raise KeyError(path)
         return node.data
 
+    def put(self, path: str, content: bytes) -> None:
+        """Have a file, and the directories above it."""
+        place = _absolute(path.encode())
+        self._parents(place, make=True)
+        self._nodes[place] = self._new(data=content)
+
     def __iter__(self) -> Iterator[str]:
         return (path.decode(errors="replace") for path, node in self._nodes.items() if node.data is not None)
 

@@ -17,6 +17,7 @@ from sandboxd.contract.frames import Batch, Decoder, Frame, FrameError
 from sandboxd.guest_client.base import (
     GUEST_PORT,
     Duplex,
+    FeedRequest,
     FollowedStart,
     GuestAttachment,
     GuestError,
@@ -27,6 +28,7 @@ from sandboxd.guest_client.base import (
     Started,
 )
 from sandboxd.guest_client.connection import GuestConnection, Limits
+from sandboxd.guest_client.feed import open_feed
 from sandboxd.guest_client.files import HttpFiles
 from sandboxd.guest_client.pace import Pace
 from sandboxd.guest_client.stream import FrameStream
@@ -58,7 +60,10 @@ class HttpGuest:
 
     async def init(self, init: Init, timeout_seconds: float = 10) -> InitResult:
         body = render_init(init, base64.b64encode(init.seed).decode())
-        return parse_init_result(await self._connection.json("POST", "init", json=body, seconds=timeout_seconds))
+        result = parse_init_result(await self._connection.json("POST", "init", json=body, seconds=timeout_seconds))
+        if init.token is not None:
+            self._connection.use(init.token)
+        return result
 
     async def set_backstop(self, seconds: float | None) -> None:
         await self._connection.nothing("POST", "backstop", json={"seconds": seconds})
@@ -193,6 +198,14 @@ class HttpGuest:
 
     async def metrics(self) -> dict[str, Any]:
         return await self._connection.json("GET", "metrics")
+
+    async def ports(self, port: int | None, wait_seconds: float) -> dict[str, Any]:
+        query = {"wait_seconds": f"{wait_seconds:.3f}"} | ({} if port is None else {"port": str(port)})
+        seconds = self._connection.limits.answer_seconds + wait_seconds
+        return await self._connection.json("GET", "ports", query=query, seconds=seconds)
+
+    def feed(self, request: FeedRequest) -> AbstractAsyncContextManager[AsyncGenerator[Batch]]:
+        return open_feed(self._connection, request)
 
     async def shutdown(self, grace_seconds: float) -> None:
         body = {"grace_seconds": grace_seconds}

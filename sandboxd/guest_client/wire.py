@@ -1,5 +1,6 @@
 """What a guest's bytes may mean: parsing without trust. Pure."""
 
+import hashlib
 from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
@@ -160,7 +161,9 @@ def render_init(init: Init, seed_base64: str) -> dict[str, Any]:
         "resolvers": list(init.resolvers),
         "max_processes": init.max_processes,
         "memory_bytes": init.memory_bytes,
+        "cpus": init.cpus,
         "now_us": init.now_us,
         "seed_base64": seed_base64,
         "backstop_seconds": init.backstop_seconds,
+        "token_sha256": None if init.token is None else hashlib.sha256(init.token.encode()).hexdigest(),
     }

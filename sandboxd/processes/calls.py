@@ -34,6 +34,7 @@ async def start(sandbox: LiveSandbox, spec: dict[str, Any]) -> tuple[Process, bo
     """Start or join a process; its record, and whether it was there already."""
     async with guarded(sandbox):
         started = await sandbox.guest.start(spec)
+        sandbox.process_started()
         return check_process(started.process, sandbox.id, spec["id"]), started.joined
 
 

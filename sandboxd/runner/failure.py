@@ -61,7 +61,7 @@ async def keep(life: Life, runtime: Runtime, write: KeepFailure, cause: Cause) -
             message=verdict.message,
             error=f"{type(error).__name__}: {error}" if error else "",
             runtime_log=error.log if isinstance(error, RuntimeFailedError) else "",
-            panic_log=runtime.panic_log(life.id),
+            panic_log=runtime.panic_log(life.handle),
             end=cause.end or RuntimeEnd(),
             oom_kills=life.usage.oom_kills if life.usage else 0,
         )

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from sandboxd.clock import Clock
+from sandboxd.history.keeper import Keeper
+from sandboxd.history.sampler import Sampler
 from sandboxd.hooks.base import FailPoints, Hook
 from sandboxd.ledger.base import Ledger
 from sandboxd.runner.counts import Counts
@@ -23,6 +25,9 @@ class Tools:
     points: FailPoints
     changed: Callable[[str], None]
     """Told the id of a sandbox whose report has changed."""
+    keeper: Keeper
+    """Of the logs."""
+    sampler: Sampler
     disk_full: Callable[[], bool]
     """Tells whether the file system of the upper directories has no space left."""
     drain_seconds: float

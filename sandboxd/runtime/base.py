@@ -32,6 +32,8 @@ class Launch:
     """Directory with the guest binary, bound read-only at /.sandlot."""
     token_sha256: str
     backstop_seconds: float | None
+    background: bool = False
+    """Nobody waits for it: others' processors go first, until `update` gives it its share."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,6 +146,14 @@ class Runtime(Protocol):
 
     def usage(self, sandbox_id: str) -> RuntimeUsage | None:
         """Read the host's meters; None when they are gone."""
+        ...
+
+    def cpu_used_seconds(self, sandbox_id: str) -> float | None:
+        """Read one meter of `usage` alone, which is cheap; None when it is gone."""
+        ...
+
+    def cached_bytes(self, sandbox_id: str) -> int:
+        """Read how much of the memory in use is files' contents."""
         ...
 
     def panicked(self, sandbox_id: str) -> bool:

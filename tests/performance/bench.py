@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import importlib
 import json
 import os
 import platform as host
@@ -16,6 +17,7 @@ from typing import Any
 
 import aiohttp
 
+import pool
 from files import files
 from harness import Platform, cache_dir
 from harness import platform as start
@@ -398,6 +400,8 @@ BENCHMARKS: dict[str, Callable[[Platform, RawBox], Awaitable[list[Row]]]] = {
     "terminal": terminal,
     "api_overhead": api_overhead,
     "idle": idle,
+    **pool.benchmarks(client),
+    "sampling": lambda platform, raw: importlib.import_module("sampling").sampling(platform, raw),
 }
 
 

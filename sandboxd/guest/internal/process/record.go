@@ -98,6 +98,7 @@ func (r *Record) start(t *Table, station *inittable.Station, spec wire.Spec) *wi
 	}
 	r.table, r.spec, r.tree, r.started = t, spec, grown, time.Now()
 	r.ring = output.NewRing(spec.Output.RingBytes, spec.Output.Mode == "block")
+	r.ring.Announce(t.changed)
 	r.view = wire.Process{
 		ID: r.id, Argv: argv, Cwd: place.Cwd, User: place.User.Name, UID: place.User.UID, GID: place.User.GID,
 		TTY: spec.TTY, Tag: spec.Tag, State: "running", TimeoutSeconds: spec.TimeoutSeconds, StartedAt: wire.Stamp(r.started),

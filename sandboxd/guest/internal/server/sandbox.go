@@ -46,6 +46,10 @@ func (s *Server) init(w http.ResponseWriter, r *http.Request, _ string) *wire.Pr
 		return problem
 	}
 	if init.TokenSHA256 != nil {
+		// Another's sandbox from now on, who finds nothing of what was tried before.
+		if !s.table.Reset() {
+			return wire.Fail("invalid_request", "processes are running")
+		}
 		if err := s.setToken(*init.TokenSHA256); err != nil {
 			return wire.Fail("invalid_request", "%v", err)
 		}

@@ -57,6 +57,7 @@ type Server struct {
 	initialized sync.Mutex
 	backstop    *time.Timer
 	watches     atomic.Int32
+	feeding     atomic.Pointer[chan struct{}]
 }
 
 // New makes a server over a table.
@@ -107,6 +108,7 @@ func (s *Server) routes() map[string]map[string]call {
 		"processes/{id}/stdin":  {"POST": s.stdin},
 		"processes/{id}/signal": {"POST": s.signal},
 		"processes/{id}/resize": {"POST": s.resize},
+		"feed":                  {"POST": s.feed},
 		"metrics":               {"GET": s.metrics},
 		"files":                 {"GET": s.readFile, "PUT": s.writeFile, "PATCH": s.alter, "DELETE": s.remove},
 		"files/stat":            {"GET": s.stat},
@@ -114,6 +116,7 @@ func (s *Server) routes() map[string]map[string]call {
 		"directories":           {"GET": s.listDirectory, "PUT": s.makeDirectory},
 		"archive":               {"GET": s.readArchive, "PUT": s.writeArchive},
 		"watch":                 {"GET": s.watch},
+		"ports":                 {"GET": s.ports},
 		"shutdown":              {"POST": s.shutdown},
 		"log":                   {"GET": s.log},
 	}

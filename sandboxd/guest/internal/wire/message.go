@@ -32,6 +32,7 @@ type Init struct {
 	Resolvers       []string          `json:"resolvers"`
 	MaxProcesses    int               `json:"max_processes"`
 	MemoryBytes     int64             `json:"memory_bytes"`
+	CPUs            float64           `json:"cpus"`
 	NowUS           int64             `json:"now_us"`
 	SeedBase64      []byte            `json:"seed_base64"`
 	TokenSHA256     *string           `json:"token_sha256"`
@@ -168,6 +169,22 @@ type Port struct {
 	Protocol string `json:"protocol"`
 	Address  string `json:"address"`
 	PID      *int   `json:"pid"`
+}
+
+// Feed asks for the newest output of all processes.
+type Feed struct {
+	Positions        map[string]uint64 `json:"positions"`
+	Ended            []string          `json:"ended"`
+	MostBytes        int               `json:"most_bytes"`
+	IntervalSeconds  float64           `json:"interval_seconds"`
+	LingerSeconds    float64           `json:"linger_seconds"`
+	KeepaliveSeconds float64           `json:"keepalive_seconds"`
+	Follow           bool              `json:"follow"`
+}
+
+// PortList is the answer of GET /v1/ports.
+type PortList struct {
+	Items []Port `json:"items"`
 }
 
 // Metrics is the guest's own view of its use: hints.
