@@ -43,6 +43,8 @@ class StubSocket:
 
     def send(self, data: bytes | str) -> None:
         with self._lock:
+            if self._protocol.state is not OPEN:
+                raise BreakError
             if isinstance(data, str):
                 self._protocol.send_text(data.encode())
             else:
@@ -132,9 +134,11 @@ def _obey(process: StubProcess, ws: StubSocket, message: bytes) -> None:
     if kind in {FrameKind.STDIN, FrameKind.STDIN_CLOSE}:
         if seq > len(process.stdin):
             _refuse(ws, problem(409, "stdin_gap", offset=len(process.stdin)))
+        elif seq + len(payload) <= len(process.stdin) and process.stdin_closed:
+            ws.send(encode(Frame(FrameKind.STDIN_ACK, len(process.stdin))))
         elif process.exit is not None:
             _refuse(ws, problem(409, "process_ended", exit_code=process.exit["exit_code"]))
-        elif process.stdin_closed and seq + len(payload) > len(process.stdin):
+        elif process.stdin_closed:
             _refuse(ws, problem(409, "stdin_closed"))
         else:
             reached = process.feed(seq, payload, close=kind == FrameKind.STDIN_CLOSE, limit=1 << 30)

@@ -53,13 +53,20 @@ class Messages:
         """The server has closed, or the connection has ended."""
 
     @property
+    def is_open(self) -> bool:
+        """Whether messages may still be sent."""
+        return self._protocol.state is OPEN and not self.is_over
+
+    @property
     def close_code(self) -> int:
         """Why it is over: the server's code, or 1006 for a connection that just ended."""
-        return self._protocol.close_code or _NO_CLOSE_FRAME
+        close = self._protocol.close_rcvd
+        return _NO_CLOSE_FRAME if close is None else int(close.code)
 
     @property
     def close_reason(self) -> str:
-        return self._protocol.close_reason or ""
+        close = self._protocol.close_rcvd
+        return "" if close is None else close.reason
 
     def feed(self, data: bytes) -> list[bytes | str]:
         """Return the messages that `data` completes; empty `data` is the end of the connection."""

@@ -48,7 +48,7 @@ class WebSocket:
     def send(self, data: bytes | str) -> None:
         """Send one message. UnreachableError when the connection is broken."""
         with self._lock:
-            if self._is_broken or self._messages.is_over:
+            if self._is_broken or not self._messages.is_open:
                 raise UnreachableError("the connection is closed")
             self._write(self._messages.text(data) if isinstance(data, str) else self._messages.binary(data))
 
