@@ -4,7 +4,7 @@ import json
 import sys
 from collections.abc import Sequence
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, Final
 
 from rich import box
 from rich.console import Console
@@ -13,6 +13,10 @@ from rich.table import Table
 
 from sandlot.errors import ApiError, SandlotError
 from sandlot.models import SandboxInfo
+
+_KIBI: Final = 1024
+_PIPE_COLUMNS: Final = 200
+_UNBROKEN: Final = frozenset({"ID", "STATE", "SANDBOX"})
 
 
 def created(info: SandboxInfo, *, as_json: bool) -> None:
@@ -25,19 +29,60 @@ def sandboxes(items: Sequence[SandboxInfo], *, as_json: bool) -> None:
     if as_json:
         print_json([without_access(info.raw) for info in items])
         return
-    table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False)
-    for title in ("ID", "STATE", "REASON", "IMAGE", "NAME", "AGE"):
-        table.add_column(title, no_wrap=title in {"ID", "STATE"})
+    shown = table("ID", "STATE", "REASON", "IMAGE", "NAME", "AGE")
     now = datetime.now(timezone.utc)
     for info in items:
         cells = (info.id, info.state, info.reason or "", info.image or "", info.name or "", _age(info.created_at, now))
-        table.add_row(*(escape(cell) for cell in cells))
-    Console().print(table)
+        shown.add_row(*(escape(cell) for cell in cells))
+    console().print(shown)
 
 
-def print_json(value: Any) -> None:
-    """Print one JSON value on one line."""
-    print_line(json.dumps(value, ensure_ascii=False))
+def console() -> Console:
+    """Return what tables are printed on: as wide as they need to be where nobody looks."""
+    return Console() if sys.stdout.isatty() else Console(width=_PIPE_COLUMNS, color_system=None)
+
+
+def console_for_people() -> Console:
+    """Return what progress is shown on."""
+    return Console(stderr=True)
+
+
+def table(*titles: str) -> Table:
+    """Return an empty table."""
+    made = Table(box=box.SIMPLE, show_edge=False, pad_edge=False)
+    for title in titles:
+        made.add_column(title, no_wrap=title in _UNBROKEN)
+    return made
+
+
+def size(count: int | None) -> str:
+    """Return a number of bytes for people.
+
+    >>> size(500), size(52428800), size(None)
+    ('500 B', '50.0 MiB', '–')
+    """
+    if count is None:
+        return "–"
+    number = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if number < _KIBI:
+            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
+        number /= _KIBI
+    return f"{number:.1f} TiB"
+
+
+def plain(value: Any) -> dict[str, Any]:
+    """Return the fields of one of our dataclasses as JSON has them."""
+    return {
+        name: one.isoformat() if isinstance(one, datetime) else one
+        for name, one in vars(value).items()
+        if name != "raw"
+    }
+
+
+def print_json(value: Any, *, indent: int | None = None) -> None:
+    """Print one JSON value, on one line unless it is for a person."""
+    print_line(json.dumps(value, ensure_ascii=False, indent=indent))
 
 
 def print_line(text: str) -> None:
