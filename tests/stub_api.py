@@ -75,8 +75,11 @@ class _Handler(socketserver.StreamRequestHandler):
         return cast("_Server", self.server).api
 
     def _read_head(self) -> Request | None:
-        first = self.rfile.readline().decode()
+        first = self.rfile.readline(65_536).decode(errors="replace")
         if not first.strip():
+            return None
+        if not first.endswith(("HTTP/1.1\r\n", "HTTP/1.0\r\n")):
+            self.wfile.write(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n")
             return None
         method, target, _ = first.split(" ", 2)
         headers: dict[str, str] = {}

@@ -2,8 +2,9 @@
 
 import os
 from collections.abc import Iterator
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -140,7 +141,7 @@ def test_other_errors_of_the_node_are_the_answer(api: StubApi, node: StubApi, cl
 
 
 def test_no_way_with_less_protection_is_taken() -> None:
-    offered = {"id": "sbx", "access": {"url": "http://node", "token": "t", "scopes": []}}
+    offered: dict[str, Any] = {"id": "sbx", "access": {"url": "http://node", "token": "t", "scopes": []}}
     assert NodeAccess.parse(offered, "https://api") is None
     assert NodeAccess.parse(offered, "http://api") is not None
     assert NodeAccess.parse({"access": {"url": None, "token": "t"}}, "http://api") is None
@@ -167,7 +168,7 @@ def test_logs_go_on_at_their_cursor_and_metrics_are_samples(api: StubApi, client
     lines = list(sandbox.logs(follow=True))
     assert b"".join(line.data for line in lines) == b"0\n1\n2\n3\n4\n\xff"
     assert [line.text for line in sandbox.logs(process_id="prc1", after="c3")] == ["4\n"]
-    start = datetime(2026, 11, 22, tzinfo=timezone.utc)
+    start = datetime(2026, 11, 22, tzinfo=UTC)
     samples = sandbox.metrics(start=start, step_seconds=60)
     assert [one.cpu_used_percent for one in samples] == [12.5, 12.5]
     assert api.seen("/metrics")[0].value("start") == "2026-11-22T00:00:00.000Z"
@@ -210,7 +211,7 @@ def test_a_deadline_ends_the_retries(api: StubApi) -> None:
     policy = RetryPolicy(deadline_seconds=10, first_seconds=0, clock=lambda: now[0], attempts=10**6)
 
     class Late(list[Fault]):
-        def remove(self, value: Fault) -> None:
+        def remove(self, value: Fault) -> None:  # noqa: ARG002 - it stays
             now[0] += 1
 
     api.faults = Late([Fault("/me", 503)])

@@ -80,6 +80,18 @@ def connect_hint(what: str) -> str:
     return "Check SANDLOT_URL and that the server is up."
 
 
+def innermost(error: BaseException) -> str:
+    """Return what an error says, or the one that caused it: some layers above say nothing."""
+    said = ""
+    cause: BaseException | None = error
+    while cause is not None:
+        said = said or str(cause)
+        if "SSL" in str(cause) or "CERTIFICATE" in str(cause):
+            return str(cause)
+        cause = cause.__cause__ or cause.__context__
+    return said or type(error).__name__
+
+
 def is_success(status: int) -> bool:
     return httpx.codes.is_success(status)
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any, Final, Protocol
 
-from sandlot._lines import NDJSON, LineReader, parse_object
+from sandlot._lines import NDJSON as NDJSON  # noqa: PLC0414 - offered from here
+from sandlot._lines import LineReader, parse_object
 from sandlot.errors import ProtocolError
 from sandlot.models import Frame, ProcessExit, parse_time
 

@@ -15,7 +15,7 @@ from sandlot import settings
 from sandlot._access import NodeAccess, Target
 from sandlot._clock import sleep
 from sandlot._messages import Handshake, Messages
-from sandlot._requests import Request, connect_hint, error_from, is_success, json_from
+from sandlot._requests import Request, connect_hint, error_from, innermost, is_success, json_from
 from sandlot._sync.websocket import WebSocket
 from sandlot._version import __version__
 from sandlot.errors import ApiError, NotFoundError, ProtocolError, SandlotError, UnreachableError
@@ -220,7 +220,7 @@ def _no_socket(response: httpx.Response, body: bytes) -> SandlotError:
 
 def _unreachable(error: httpx.TransportError, *, alive: bool) -> UnreachableError:
     sent = not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout)
-    what = str(error) or type(error).__name__
+    what = innermost(error)
     if not sent:
         return UnreachableError(f"cannot connect: {what}", sent=False, hint=connect_hint(what))
     return UnreachableError(f"the connection broke: {what}", alive=alive)

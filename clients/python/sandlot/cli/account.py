@@ -3,7 +3,7 @@
 import sys
 import time
 from dataclasses import dataclass
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, cast
 
 import anyio
 import typer
@@ -40,7 +40,7 @@ def login(
 
     try:
         known = settings.load(address, key)
-        who = anyio.run(work) if check else {}
+        who: dict[str, Any] = anyio.run(work) if check else {}
         path = settings.store(known, profile)
     except ConfigurationError as error:
         show.failure(error, as_json=False)
@@ -48,7 +48,7 @@ def login(
     except SandlotError as error:
         show.failure(error, as_json=False)
         raise typer.Exit(options.EXIT_API) from None
-    project = (who.get("project") or {}).get("name")
+    project = _name(who, "project")
     show.print_line(f"kept in {path}" + (f", for project {project}" if project else ""))
 
 
@@ -114,7 +114,7 @@ async def _ask(client: AsyncClient) -> list[_Finding]:
         skew = at.timestamp() - time.time()
         hint = None if abs(skew) < _TOLERATED_SKEW_SECONDS else "Set the clock of this machine or of the server."
         found.append(_Finding("clock", ok=hint is None, said=f"{abs(skew):.0f} s apart", hint=hint))
-    scopes = me.get("scopes") or []
+    scopes = cast("list[str]", me.get("scopes") or [])
     found.append(_Finding("scopes", ok=bool(scopes), said=", ".join(scopes) or "none"))
     return found
 
@@ -124,8 +124,13 @@ def _reached(started: float) -> _Finding:
 
 
 def _who(me: dict[str, Any]) -> str:
-    caller, project = me.get("caller") or {}, me.get("project") or {}
-    return f"valid: {caller.get('name') or caller.get('id') or 'a caller'} of project {project.get('name') or '?'}"
+    return f"valid: {_name(me, 'caller') or 'a caller'} of project {_name(me, 'project') or '?'}"
+
+
+def _name(me: dict[str, Any], part: str) -> str | None:
+    found = me.get(part)
+    fields = cast("dict[str, Any]", found) if isinstance(found, dict) else {}
+    return fields.get("name") or fields.get("id")
 
 
 def _version(me: dict[str, Any]) -> _Finding:

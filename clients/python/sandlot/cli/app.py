@@ -3,7 +3,6 @@
 import os
 from typing import Annotated, Final
 
-import click
 import typer
 
 from sandlot._version import __version__
@@ -25,6 +24,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"max_content_width": 110},
 )
 
 _OWN_ARGUMENTS: Final = {"allow_interspersed_args": False}
@@ -72,8 +72,6 @@ def main() -> None:
         raise SystemExit(EXIT_PIPE) from None
     except KeyboardInterrupt:
         raise SystemExit(EXIT_INTERRUPTED) from None
-    except (click.exceptions.Exit, SystemExit):
-        raise
     except Exception as error:
         if os.environ.get(DEBUG_VARIABLE):
             raise

@@ -20,7 +20,7 @@ _LARGEST_PORT = 65_535
 
 def port_forward(
     sandbox: options.Sandbox,
-    ports: Annotated[list[str], typer.Argument(metavar="[LOCAL:]REMOTE...", help="LOCAL 0: a free one.")],
+    ports: Annotated[list[str], typer.Argument(metavar="[LOCAL:]REMOTE", help="LOCAL 0: a free one.")],
     *,
     address: Annotated[str, typer.Option("--address", help="Where to listen on this machine.")] = "127.0.0.1",
 ) -> None:

@@ -76,7 +76,7 @@ def ps(
 
 
 def inspect(
-    sandboxes: Annotated[list[str], typer.Argument(metavar="SANDBOX...")],
+    sandboxes: Annotated[list[str], typer.Argument(metavar="SANDBOX")],
     *,
     as_json: options.Json = False,
 ) -> None:
@@ -109,7 +109,7 @@ def extend(
 
 
 def rm(
-    sandboxes: Annotated[list[str] | None, typer.Argument(metavar="[SANDBOX...]")] = None,
+    sandboxes: Annotated[list[str] | None, typer.Argument(metavar="[SANDBOX]")] = None,
     *,
     everything: Annotated[bool, typer.Option("--all", "-a", help="All of the project.")] = False,
     filters: options.Filter = None,
@@ -118,7 +118,7 @@ def rm(
     """End sandboxes. Goes on with the others when one cannot be ended."""
     names = sandboxes or []
     if bool(names) + everything + bool(filters) != 1:
-        raise typer.BadParameter("name sandboxes, or give --all or --filter", param_hint="SANDBOX...")
+        raise typer.BadParameter("name sandboxes, or give --all or --filter", param_hint="SANDBOX")
     choice = options.Choice(filters)
 
     async def work(client: AsyncClient) -> bool:

@@ -64,25 +64,25 @@ def watch(
 
 
 def stats(
-    sandboxes: Annotated[
-        list[str] | None, typer.Argument(metavar="[SANDBOX...]", help="All, if none is named.")
-    ] = None,
+    sandboxes: Annotated[list[str] | None, typer.Argument(metavar="[SANDBOX]", help="All, if none is named.")] = None,
     *,
     no_stream: Annotated[bool, typer.Option("--no-stream", help="Print once, and leave.")] = False,
     as_json: options.Json = False,
 ) -> None:
     """Show what sandboxes use, again and again until interrupted."""
     names = sandboxes or []
-    once = no_stream or as_json or not sys.stdout.isatty()
+    console = show.console()
+    once = no_stream or as_json or not console.is_terminal or console.is_dumb_terminal
 
     async def work(client: AsyncClient) -> None:
         if as_json:
             found = await _samples(client, names)
             show.print_json([{"sandbox_id": name, **(sample.raw if sample else {})} for name, sample in found])
         elif once:
-            show.console().print(_table(await _samples(client, names)))
+            console.print(_table(await _samples(client, names)))
         else:
-            with Live(_table(await _samples(client, names)), console=show.console(), auto_refresh=False) as live:
+            with Live(_table(await _samples(client, names)), console=console, auto_refresh=False) as live:
+                live.refresh()
                 while True:
                     await anyio.sleep(_REFRESH_SECONDS)
                     live.update(_table(await _samples(client, names)), refresh=True)

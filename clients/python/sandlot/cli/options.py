@@ -20,7 +20,7 @@ _UNITS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _DURATION: Final = re.compile(r"(\d+)([smhd]?)")
 
 Sandbox = Annotated[str, typer.Argument(metavar="SANDBOX", help="Its id, or the name of a live one.")]
-Command = Annotated[list[str], typer.Argument(metavar="-- COMMAND...", help="The program and its arguments.")]
+Command = Annotated[list[str], typer.Argument(metavar="-- COMMAND", help="The program and its arguments.")]
 Env = Annotated[
     list[str] | None, typer.Option("--env", "-e", metavar="KEY[=VALUE]", help="A variable; without = from here.")
 ]
@@ -156,10 +156,10 @@ class Choice:
 
 
 def detach_bytes(text: str) -> bytes:
-    """Return what the terminal sends for a list of keys; none for an empty one.
+    r"""Return what the terminal sends for a list of keys; none for an empty one.
 
     >>> detach_bytes("ctrl-p,ctrl-q"), detach_bytes("~,."), detach_bytes("")
-    (b'\\x10\\x11', b'~.', b'')
+    (b'\x10\x11', b'~.', b'')
     """
     found = b""
     for key in filter(None, text.split(",")):

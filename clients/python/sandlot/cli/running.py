@@ -2,7 +2,6 @@
 
 from typing import Annotated, Any
 
-import click
 import typer
 from typer.core import TyperCommand
 
@@ -15,7 +14,7 @@ from sandlot.models import Resources
 class ImageFirst(TyperCommand):
     """Reads `IMAGE -- COMMAND…` as `--image IMAGE -- COMMAND…`; anything else is as click reads it."""
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         parser = self.make_parser(ctx)
         values: dict[str, Any] = parser.parse_args(list(args))[0]
         rest = [one for one in values.get("command") or () if isinstance(one, str)]
@@ -26,13 +25,11 @@ class ImageFirst(TyperCommand):
 
 
 def run(  # noqa: PLR0913 - one parameter for each option
-    command: Annotated[
-        list[str], typer.Argument(metavar="[IMAGE] -- COMMAND...", help="The program and its arguments.")
-    ],
+    command: Annotated[list[str], typer.Argument(metavar="[IMAGE] -- COMMAND", help="The program and its arguments.")],
     *,
     image: Annotated[str, typer.Option("--image", help="The image, if none stands before the --.")] = "base",
     tty: options.Tty = None,
-    interactive: options.Interactive = False,
+    interactive: options.Interactive = False,  # noqa: ARG001 - for habit: input is passed on anyway
     env: options.Env = None,
     user: options.User = None,
     cwd: options.Cwd = None,
@@ -57,7 +54,7 @@ def execute(  # noqa: PLR0913 - one parameter for each option
     command: options.Command,
     *,
     tty: options.Tty = None,
-    interactive: options.Interactive = False,
+    interactive: options.Interactive = False,  # noqa: ARG001 - for habit: input is passed on anyway
     env: options.Env = None,
     user: options.User = None,
     cwd: options.Cwd = None,

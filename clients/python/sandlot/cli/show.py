@@ -4,7 +4,7 @@ import json
 import sys
 from collections.abc import Sequence
 from datetime import datetime, timezone
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from rich import box
 from rich.console import Console
@@ -75,7 +75,7 @@ def plain(value: Any) -> dict[str, Any]:
     """Return the fields of one of our dataclasses as JSON has them."""
     return {
         name: one.isoformat() if isinstance(one, datetime) else one
-        for name, one in vars(value).items()
+        for name, one in cast("dict[str, Any]", vars(value)).items()
         if name != "raw"
     }
 

@@ -1,4 +1,4 @@
-"""This machine's terminal joined to one inside: raw keys, sizes, and a way to leave without ending anything."""
+"""The terminal here joined to one inside: raw keys, sizes, and a way to leave without ending anything."""
 
 import os
 import shutil
@@ -124,7 +124,7 @@ class Conversation:
 def _raw() -> Generator[None, None, None]:
     """Let every key through, and put the terminal back however this ends."""
     before = termios.tcgetattr(0)
-    tty.setraw(0)
+    tty.setraw(0, termios.TCSADRAIN)  # what was typed already is for the program
     try:
         yield
     finally:

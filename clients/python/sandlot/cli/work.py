@@ -57,8 +57,7 @@ def stop_writing() -> None:
 
 def _known(error: BaseException) -> BaseException:
     """Return what is inside the groups of a task group, where it is one."""
-    while hasattr(error, "exceptions"):
-        inside: tuple[BaseException, ...] = getattr(error, "exceptions", ())
+    while (inside := getattr(error, "exceptions", None)) is not None:
         error = inside[0]
     return error
 
