@@ -25,10 +25,12 @@ def environment(api: StubApi) -> dict[str, str]:
     return BARE | {"SANDLOT_URL": api.url, "SANDLOT_API_KEY": api.key}
 
 
-def sandlot(api: StubApi, *arguments: str, stdin: bytes = b"", **more: str) -> subprocess.CompletedProcess[bytes]:
+def sandlot(
+    api: StubApi, *arguments: str, stdin: bytes = b"", env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(
         [sys.executable, "-m", "sandlot", *arguments],
-        env=environment(api) | more,
+        env=environment(api) | (env or {}),
         input=stdin,
         capture_output=True,
         check=False,

@@ -1,14 +1,11 @@
 """What the API would refuse: calls that are not in its document, and fields that their calls do not have."""
 
-import json
 import re
 from functools import cache
-from pathlib import Path
-from typing import Any
 
+from sandlot.operations import OPERATIONS, Operation
 from stub_wire import Request
 
-_DOCUMENT = Path(__file__).resolve().parents[1] / "openapi" / "api.json"
 _FILE = {"path", "path_base64", "user"}
 # Calls of the reference that the document does not have yet: the names they take.
 _PLANNED: dict[tuple[str, str], set[str]] = {
@@ -31,27 +28,27 @@ _PLANNED: dict[tuple[str, str], set[str]] = {
     ("GET", "attach"): {"after", "tail_bytes"},
 }
 
+# Fields of a create that the reference has and this version of the server has not.
+_PLANNED_FIELDS = {
+    "snapshot",
+    "entrypoint",
+    "use_image_entrypoint",
+    "secret_env",
+    "auto_resume",
+    "tunnels",
+}
+
 
 @cache
-def _operations() -> list[tuple[str, re.Pattern[str], dict[str, Any]]]:
-    document = json.loads(_DOCUMENT.read_text())
-    found: list[tuple[str, re.Pattern[str], dict[str, Any]]] = []
-    for path, methods in document["paths"].items():
-        pattern = re.compile(re.sub(r"\{\w+\}", "[^/]+", path))
-        found += [(method.upper(), pattern, operation) for method, operation in methods.items()]
-    return found
-
-
-@cache
-def _schemas() -> dict[str, Any]:
-    return json.loads(_DOCUMENT.read_text())["components"]["schemas"]
+def _operations() -> list[tuple[re.Pattern[str], str, Operation]]:
+    return [(re.compile(re.sub(r"\{\w+\}", "[^/]+", one.path)), name, one) for name, one in OPERATIONS.items()]
 
 
 def violations(request: Request) -> list[str]:
     """Return what is wrong with a request, in words; nothing for one the API would take."""
-    for method, pattern, operation in _operations():
-        if method == request.method and pattern.fullmatch(request.raw_path):
-            return _against(operation, request)
+    for pattern, name, operation in _operations():
+        if operation.method == request.method and pattern.fullmatch(request.raw_path):
+            return _against(name, operation, request)
     tail = request.raw_path.split("/", 4)[-1].split("/")
     for name in ("/".join(tail), tail[-1]):
         allowed = _PLANNED.get((request.method, name))
@@ -60,16 +57,13 @@ def violations(request: Request) -> list[str]:
     return [f"there is no {request.method} {request.path}"]
 
 
-def _against(operation: dict[str, Any], request: Request) -> list[str]:
-    known = {one["name"] for one in operation.get("parameters", []) if one["in"] == "query"}
-    asked = {name for name in request.query if not name.startswith("metadata.")}
-    wrong = _unknown(asked - known, operation["operationId"])
-    body = operation.get("requestBody", {}).get("content", {}).get("application/json")
-    if body is not None:
-        schema = _schemas()[body["schema"]["$ref"].rpartition("/")[2]]
+def _against(name: str, operation: Operation, request: Request) -> list[str]:
+    asked = {one for one in request.query if not one.startswith("metadata.")}
+    wrong = _unknown(asked - set(operation.query), name)
+    if operation.body:
         fields = _fields(request)
-        wrong += _unknown(fields - set(schema["properties"]), operation["operationId"])
-        wrong += [f"{name} is missing" for name in schema.get("required", []) if name not in fields]
+        wrong += _unknown(fields - set(operation.body) - _PLANNED_FIELDS, name)
+        wrong += [f"{one} is missing" for one in operation.required if one not in fields]
     return wrong
 
 

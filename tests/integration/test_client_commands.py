@@ -180,27 +180,27 @@ def test_extend_and_inspect(api: StubApi, inside: StubFiles) -> None:
 def test_a_login_is_kept_for_its_owner_only(api: StubApi, tmp_path: Path) -> None:
     home = {"XDG_CONFIG_HOME": str(tmp_path), "SANDLOT_URL": "", "SANDLOT_API_KEY": ""}
     key = f"{api.key}\n".encode()
-    assert sandlot(api, "ps", **home).returncode == 2
+    assert sandlot(api, "ps", env=home).returncode == 2
     for profile in ((), ("--profile", "work")):
-        done = sandlot(api, "login", "--url", api.url, "--key-stdin", *profile, stdin=key, **home)
+        done = sandlot(api, "login", "--url", api.url, "--key-stdin", *profile, stdin=key, env=home)
         assert done.returncode == 0, done.stderr
         assert b"for project stub" in done.stdout
     file = tmp_path / "sandlot" / "config.json"
     assert file.stat().st_mode & 0o777 == 0o600
     assert file.parent.stat().st_mode & 0o777 == 0o700
-    assert sandlot(api, "ps", **home).returncode == 0
-    assert sandlot(api, "logout", **home).returncode == 0
-    assert sandlot(api, "ps", **home).returncode == 2
-    assert sandlot(api, "--profile", "work", "ps", **home).returncode == 0
-    assert sandlot(api, "ps", SANDLOT_PROFILE="work", **home).returncode == 0
-    assert sandlot(api, "--profile", "none", "ps", **home).returncode == 2
-    assert sandlot(api, "logout", "--profile", "work", **home).returncode == 0
-    assert sandlot(api, "logout", **home).returncode == 1
+    assert sandlot(api, "ps", env=home).returncode == 0
+    assert sandlot(api, "logout", env=home).returncode == 0
+    assert sandlot(api, "ps", env=home).returncode == 2
+    assert sandlot(api, "--profile", "work", "ps", env=home).returncode == 0
+    assert sandlot(api, "ps", env=home | {"SANDLOT_PROFILE": "work"}).returncode == 0
+    assert sandlot(api, "--profile", "none", "ps", env=home).returncode == 2
+    assert sandlot(api, "logout", "--profile", "work", env=home).returncode == 0
+    assert sandlot(api, "logout", env=home).returncode == 1
 
 
 def test_a_login_that_does_not_work_is_not_kept(api: StubApi, tmp_path: Path) -> None:
     home = {"XDG_CONFIG_HOME": str(tmp_path)}
-    done = sandlot(api, "login", "--url", api.url, "--key-stdin", stdin=b"sandlot_wrong\n", **home)
+    done = sandlot(api, "login", "--url", api.url, "--key-stdin", stdin=b"sandlot_wrong\n", env=home)
     assert done.returncode == 1
     assert b"unauthenticated" in done.stderr
     assert b"sandlot_wrong" not in done.stderr
@@ -212,16 +212,16 @@ def test_doctor_says_what_is_wrong_and_what_to_do(api: StubApi) -> None:
     assert f"ok    settings {api.url}, from SANDLOT_URL" in said
     assert "valid: a caller of project stub" in said
     assert "FAIL  clock" in said
-    wrong = json.loads(sandlot(api, "doctor", "--json", SANDLOT_API_KEY="sandlot_wrong").stdout)
+    wrong = json.loads(sandlot(api, "doctor", "--json", env={"SANDLOT_API_KEY": "sandlot_wrong"}).stdout)
     assert [(one["what"], one["ok"]) for one in wrong] == [("settings", True), ("server", True), ("key", False)]
-    done = sandlot(api, "doctor", SANDLOT_URL="http://127.0.0.1:1")
+    done = sandlot(api, "doctor", env={"SANDLOT_URL": "http://127.0.0.1:1"})
     assert done.returncode == 1
     assert b"FAIL  server   cannot connect" in done.stdout
     assert b"Check SANDLOT_URL" in done.stdout
 
 
 def test_https_to_a_server_without_tls_says_so(api: StubApi) -> None:
-    done = sandlot(api, "doctor", SANDLOT_URL=api.url.replace("http://", "https://"))
+    done = sandlot(api, "doctor", env={"SANDLOT_URL": api.url.replace("http://", "https://")})
     assert b"does not speak TLS" in done.stdout
 
 

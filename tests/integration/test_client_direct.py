@@ -218,3 +218,15 @@ def test_a_deadline_ends_the_retries(api: StubApi) -> None:
     with Client(api.url, api.key, retries=policy) as client, pytest.raises(ServerError):
         client.me()
     assert len(api.seen("/me")) == 10
+
+
+def test_input_that_fits_into_no_request_is_written_in_pieces(api: StubApi, client: Client) -> None:
+    data = bytes(range(256)) * 20_000
+    api.faults += [Fault("/stdin", drop="after"), Fault("/stdin", drop="before")]
+    with Sandbox.create(client=client) as sandbox:
+        result = sandbox.run(["cat"], input=data, timeout_seconds=None)
+        assert result.exit_code == 0
+        assert bytes(api.process_started().stdin) == data
+        assert api.seen("/processes")[0].json["timeout_seconds"] is None
+        assert sandbox.run(["exit", "3"], input=data).exit_code == 3
+        assert api.seen("/processes")[1].json["timeout_seconds"] == 300

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final, cast
 
+from sandlot import document
 from sandlot.errors import ProcessFailedError, ProtocolError
 
 TERMINAL_STATES: Final = frozenset({"stopped", "failed"})
@@ -61,7 +62,7 @@ class SandboxInfo:
     created_at: datetime | None
     ended_at: datetime | None
     expires_at: datetime | None
-    raw: dict[str, Any] = field(repr=False)
+    raw: document.Sandbox = field(repr=False)
 
     @classmethod
     def parse(cls, value: object) -> "SandboxInfo":
@@ -79,7 +80,7 @@ class SandboxInfo:
             created_at=parse_time(raw.get("created_at")),
             ended_at=parse_time(raw.get("ended_at")),
             expires_at=parse_time(raw.get("expires_at")),
-            raw=raw,
+            raw=cast("document.Sandbox", raw),
         )
 
     @property
@@ -189,7 +190,7 @@ class ProcessInfo:
     stdin_closed: bool
     started_at: datetime | None
     ended_at: datetime | None
-    raw: dict[str, Any] = field(repr=False)
+    raw: document.Process = field(repr=False)
 
     @classmethod
     def parse(cls, value: object) -> "ProcessInfo":
@@ -212,7 +213,7 @@ class ProcessInfo:
             stdin_closed=raw.get("stdin_closed") is True,
             started_at=parse_time(raw.get("started_at")),
             ended_at=parse_time(raw.get("ended_at")),
-            raw=raw,
+            raw=cast("document.Process", raw),
         )
 
     @classmethod
@@ -244,7 +245,7 @@ class RunResult:
     next_seq: int
     start_error: StartError | None
     duration_seconds: float | None
-    raw: dict[str, Any] = field(repr=False)
+    raw: document.RunResult = field(repr=False)
 
     @classmethod
     def parse(cls, value: object) -> "RunResult":
@@ -265,7 +266,7 @@ class RunResult:
             next_seq=integer(raw, "next_seq") or 0,
             start_error=StartError.parse(raw.get("start_error")),
             duration_seconds=number(raw, "duration_seconds"),
-            raw=raw,
+            raw=cast("document.RunResult", raw),
         )
 
     @property

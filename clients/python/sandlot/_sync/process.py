@@ -121,11 +121,19 @@ class Process:
             query["keep"] = keep
         return RunResult.parse(self._route.call("GET", self._path + "/result", query=query))
 
-    def wait(self, *, max_output_bytes: int | None = None) -> RunResult:
-        """Wait for its end, however long that takes, and return what it did."""
+    def wait(
+        self, *, timeout_seconds: float | None = None, max_output_bytes: int | None = None, keep: str | None = None
+    ) -> RunResult:
+        """Wait for its end, however long that takes, and return what it did.
+
+        With `timeout_seconds` the result after that time may still be `running`. Waiting ends nothing.
+        """
+        clock = self._route.client.retries.clock
+        end = None if timeout_seconds is None else clock() + timeout_seconds
         while True:
-            result = self.result(wait_seconds=_WAIT_SECONDS, max_output_bytes=max_output_bytes)
-            if not result.running:
+            left = _WAIT_SECONDS if end is None else max(0.0, min(_WAIT_SECONDS, end - clock()))
+            result = self.result(wait_seconds=round(left, 3), max_output_bytes=max_output_bytes, keep=keep)
+            if not result.running or (end is not None and clock() >= end):
                 return result
 
 

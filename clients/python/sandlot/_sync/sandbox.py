@@ -2,7 +2,7 @@
 """A sandbox: made, used, ended."""
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from datetime import datetime
 from typing import Any, Final, cast
 
@@ -19,8 +19,10 @@ from sandlot.descriptions import LogLine, Port, Sample
 from sandlot.errors import (
     NotFoundError,
     PortNotListeningError,
+    ProcessEndedError,
     SandboxEndedError,
     SandboxNotFoundError,
+    StdinClosedError,
     UnreachableError,
     sandbox_ended,
 )
@@ -31,6 +33,9 @@ from sandlot.retries import Patience
 _CREATE_WAIT_SECONDS: Final = 60
 _STOP_WAIT_SECONDS: Final = 30
 _LONGEST_WAIT_SECONDS: Final = 60
+_RUN_TIMEOUT_SECONDS: Final = 300
+"""What a run has unless told; a process of its own has none."""
+_LARGEST_INPUT: Final = 4 * 1024 * 1024
 _MARGIN_SECONDS: Final = 30.0
 """How much longer than the wait asked for an answer may take to come."""
 
@@ -314,16 +319,22 @@ class Sandbox:
         text as it comes, which survives broken connections.
         """
         is_streamed = on_stdout is not None or on_stderr is not None
-        body = command_body(command, env=env, cwd=cwd, user=user) | encode_input(input)
-        body |= asked("timeout_seconds", timeout_seconds)
-        limits = {"max_output_bytes": max_output_bytes, "keep": keep}
-        given = limits | {"wait_seconds": 0 if is_streamed else wait_seconds}
-        body |= {name: value for name, value in given.items() if value is not None}
-        result = RunResult.parse(self._route.call("POST", "/run", body=body))
-        process = Process(self._route, ProcessInfo.of_result(result))
+        body = command_body(command, env=env, cwd=cwd, user=user) | asked("timeout_seconds", timeout_seconds)
+        is_large = input is not None and len(input) > _LARGEST_INPUT
+        limits: dict[str, Any] = {"max_output_bytes": max_output_bytes, "keep": keep}
+        if is_large:
+            process = self._start_with(body, input or b"")
+            result = process.result(wait_seconds=0, **limits)
+        else:
+            given = limits | {"wait_seconds": 0 if is_streamed else wait_seconds}
+            body |= encode_input(input) | {name: value for name, value in given.items() if value is not None}
+            result = RunResult.parse(self._route.call("POST", "/run", body=body))
+            process = Process(self._route, ProcessInfo.of_result(result))
         if is_streamed:
             self._relay(process, on_stdout, on_stderr, wait_seconds)
-            result = process.result(max_output_bytes=max_output_bytes, keep=keep)
+            result = process.result(**limits)
+        elif is_large:
+            result = process.wait(timeout_seconds=wait_seconds, **limits)
         if check:
             result.check()
         return Run(**vars(result), process=process)
@@ -434,6 +445,14 @@ class Sandbox:
         query = {name: value for name, value in given.items() if value is not None}
         with closing(self._route.pages("/metrics", query)) as items:
             return [Sample.parse(item) for item in items]
+
+    def _start_with(self, body: dict[str, Any], data: str | bytes) -> Process:
+        """Start a run whose input does not fit into a request, and write that."""
+        body = {"timeout_seconds": _RUN_TIMEOUT_SECONDS} | body | {"stdin": True}
+        process = Process(self._route, ProcessInfo.parse(self._route.call("POST", "/processes", body=body)))
+        with suppress(StdinClosedError, ProcessEndedError):  # it wanted no more of it
+            process.write_stdin(data, close=True)
+        return process
 
     def _relay(
         self,

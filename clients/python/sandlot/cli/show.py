@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any, Final, cast
 
@@ -109,7 +109,7 @@ def failure(error: SandlotError, *, as_json: bool) -> None:
         note(f"request {error.request_id}")
 
 
-def without_access(raw: dict[str, Any]) -> dict[str, Any]:
+def without_access(raw: Mapping[str, Any]) -> dict[str, Any]:
     """Leave out the token of a create: what is printed ends up in logs."""
     return {key: value for key, value in raw.items() if key != "access"}
 
