@@ -1,5 +1,6 @@
 """What the stub answers with JSON."""
 
+import signal
 from typing import Any
 
 from stub_files import file_route
@@ -107,7 +108,11 @@ def _inside_route(  # noqa: PLR0911 - a table
 ) -> Answer:
     match [request.method, *rest]:
         case ["POST", "run"]:
-            return 200, _start(api, request, sandbox_id).result()
+            process = _start(api, request, sandbox_id)
+            patience = request.json.get("wait_seconds")
+            with process.changed:
+                process.changed.wait_for(lambda: process.exit is not None, patience)
+            return 200, process.result()
         case ["POST", "processes"]:
             return 201, _start(api, request, sandbox_id).describe()
         case ["GET", "processes"]:
@@ -161,7 +166,8 @@ def _process_route(  # noqa: PLR0911 - a table
                 return 409, problem(409, "process_ended", exit_code=process.exit["exit_code"])
             process.signals.append(request.json["signal"])
             if process.argv != ["stubborn"]:
-                process.end(130, "signaled", signal=request.json["signal"])
+                name = request.json["signal"]
+                process.end(128 + signal.Signals[name], "signaled", signal=name)
             return 204, None
         case ["POST", "stdin"]:
             return _stdin(api, request, process)

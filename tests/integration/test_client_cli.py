@@ -99,7 +99,7 @@ def test_a_termination_asks_the_program_to_terminate(api: StubApi) -> None:
         assert command.stdout is not None
         assert command.stdout.readline() == b"up\n"
         command.send_signal(signal.SIGTERM)
-        assert command.wait() == 130
+        assert command.wait() == 143
     assert api.process_started().signals == ["SIGTERM"]
     assert _states(api) == ["stopped"]
 
