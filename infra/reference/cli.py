@@ -14,8 +14,8 @@ Drawn from the command itself by `python -m infra.reference`; a test holds it to
 are in the [client's guide](../clients/python/README.md#the-command-line).
 
 - **Which server**: `SANDLOT_URL` and `SANDLOT_API_KEY`; else what `sandlot login` kept in
-  `$XDG_CONFIG_HOME/sandlot/config.json` (mode 0600), by profile with `--profile` or `SANDLOT_PROFILE`. A kept key goes to
-  its own URL only.
+  `$XDG_CONFIG_HOME/sandlot/config.json` (mode 0600), by profile with `--profile` or `SANDLOT_PROFILE`. A kept key goes
+  to its own URL only.
 - **Names** of live sandboxes do wherever an id does.
 - **`--json`** prints one JSON value, or one a line where a command goes on; errors are then `{"error": …}` on standard
   error.
