@@ -132,7 +132,7 @@ def file_route(files: StubFiles, request: Request, rest: list[str]) -> Answer:  
         case ["PUT", "files"]:
             return _put(files, request)
         case ["PUT", "directories"]:
-            path = files.path(request)
+            path = normpath(join(HOME, request.json["path"]))
             there = path in files.entries
             files.make_directories(path)
             return (200 if there else 201), files.describe(path)
@@ -187,7 +187,7 @@ def _put(files: StubFiles, request: Request) -> Answer:
     if old is not None and old.type == "directory":
         return 409, problem(409, "is_directory")
     if request.headers.get("if-none-match") == "*" and old is not None:
-        return 409, problem(409, "already_exists")
+        return 412, problem(412, "generation_mismatch")
     if "if-match" in request.headers and (old is None or old.etag != request.headers["if-match"]):
         return 412, problem(412, "generation_mismatch")
     before = old.data if old is not None and request.is_set("append") else b""

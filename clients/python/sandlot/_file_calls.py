@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-from sandlot.errors import ApiError, FileChangedError, ProtocolError, SandlotError
+from sandlot.errors import ApiError, FileChangedError, FileConflictError, ProtocolError, SandlotError
 
 _OK: Final = 200
 _PARTIAL: Final = 206
@@ -27,13 +27,18 @@ def file_query(path: str, user: str | None, *, mode: str | int | None = None) ->
     return query
 
 
-def path_field(path: str) -> dict[str, str]:
+def path_field(path: str, name: str = "path") -> dict[str, Any]:
     """Return the field that carries a path, also one whose bytes are not UTF-8."""
     try:
         path.encode()
     except UnicodeEncodeError:
-        return {"path_base64": base64.b64encode(path.encode(errors="surrogateescape")).decode()}
-    return {"path": path}
+        return {f"{name}_base64": base64.b64encode(path.encode(errors="surrogateescape")).decode()}
+    return {name: path}
+
+
+def already_exists(path: str) -> FileConflictError:
+    """Return the error for a file that was to be new."""
+    return FileConflictError(409, {"code": "already_exists", "detail": f"{path} is there already"})
 
 
 def permission_body(

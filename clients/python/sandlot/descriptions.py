@@ -36,7 +36,7 @@ class FileInfo:
         path = path_of(raw)
         return cls(
             path=path,
-            name=text(raw, "name") or path.rpartition("/")[2],
+            name=path.rpartition("/")[2] or "/",
             type=required(raw, "type"),
             size_bytes=integer(raw, "size_bytes") or 0,
             mode=text(raw, "mode") or "",

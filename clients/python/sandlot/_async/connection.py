@@ -6,12 +6,13 @@ from typing import Any, Final
 
 from sandlot._async.route import AsyncRoute
 from sandlot._async.websocket import AsyncWebSocket
-from sandlot.errors import ConnectionClosedError, SandlotError, UnreachableError, from_close
+from sandlot.errors import ConnectionClosedError, PortNotListeningError, SandlotError, UnreachableError, from_close
 
 SUBPROTOCOL: Final = "sandlot.tcp.v1"
 _PIECE_BYTES: Final = 65_536
 _QUIET_SECONDS: Final = 24 * 3600.0
 """A connection may say nothing for a long time; what ends it is the other side, or the network."""
+_NOT_LISTENING: Final = 4502
 _DONE: Final = frozenset({1000, 1001, 1005})
 
 
@@ -50,7 +51,7 @@ class AsyncConnection:
                 self._is_ended = True
                 if error.code in _DONE:
                     break
-                raise _failure(error) from error
+                raise _failure(error, self.port) from error
             if isinstance(message, bytes):
                 if message:
                     return message
@@ -77,6 +78,9 @@ def _says_eof(message: str) -> bool:
     return value == {"eof": True}
 
 
-def _failure(error: ConnectionClosedError) -> SandlotError:
+def _failure(error: ConnectionClosedError, port: int) -> SandlotError:
+    if error.code == _NOT_LISTENING:
+        detail = f"nothing listens on port {port} inside"
+        return PortNotListeningError(502, {"code": "port_not_listening", "detail": detail, "port": port})
     meaning = from_close(error)
     return UnreachableError(str(error)) if meaning is error else meaning

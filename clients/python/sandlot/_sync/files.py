@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from sandlot._clock import in_thread, sleep, steps
-from sandlot._file_calls import ReadState, file_query, permission_body
+from sandlot._file_calls import ReadState, already_exists, file_query, path_field, permission_body
 from sandlot._sync.route import Route
 from sandlot._trees import Progress, Unpacker, pack, packed_bytes, pieces
 from sandlot.descriptions import ArchiveSummary, FileEvent, FileInfo
-from sandlot.errors import ApiError, FileChangedError, FileMissingError, UnreachableError
+from sandlot.errors import ApiError, FileChangedError, FileMissingError, InvalidRequestError, UnreachableError
 from sandlot.retries import Patience
 
 _SPOOL_BYTES: Final = 16 * 1024 * 1024
+_PRECONDITION_FAILED: Final = 412
 _TAR: Final = "application/x-tar"
 
 
@@ -90,15 +91,20 @@ class Files:
         adds at the end, and is never tried again when its answer is lost, since it would add twice.
         """
         content = data.encode() if isinstance(data, str) else data
-        return self._put(
-            path,
-            mode=mode,
-            append=append,
-            parents=parents,
-            content=content,
-            more_headers=_conditions(only_new=only_new, if_match=if_match),
-            repeatable=not append and not only_new,
-        )
+        try:
+            return self._put(
+                path,
+                mode=mode,
+                append=append,
+                parents=parents,
+                content=content,
+                more_headers=_conditions(only_new=only_new, if_match=if_match),
+                repeatable=not append and not only_new,
+            )
+        except InvalidRequestError as error:
+            if only_new and error.status == _PRECONDITION_FAILED:
+                raise already_exists(path) from error
+            raise
 
     def write_stream(
         self,
@@ -201,15 +207,15 @@ class Files:
 
     def make_directory(self, path: str, *, mode: str | int | None = None, parents: bool = True) -> None:
         """Make a directory; one that is there already is left as it is."""
-        query = file_query(path, self._user, mode=mode) | {"parents": parents}
-        self._route.call("PUT", "/directories", query=query)
+        body = file_query(path, self._user, mode=mode) | {"parents": parents}
+        self._route.call("PUT", "/directories", body=body)
 
     def move(self, source: str, target: str, *, overwrite: bool = False) -> FileInfo:
         """Rename. FileConflictError if `target` is there, unless `overwrite`.
 
         Not tried again when its answer is lost: then it may be done already.
         """
-        body: dict[str, Any] = {"from": source, "to": target, "overwrite": overwrite}
+        body: dict[str, Any] = path_field(source, "from") | path_field(target, "to") | {"overwrite": overwrite}
         if self._user is not None:
             body["user"] = self._user
         return FileInfo.parse(self._route.call("POST", "/files/move", body=body, repeatable=False))
