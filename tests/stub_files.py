@@ -58,6 +58,7 @@ class StubFiles:
     def make_directories(self, path: str) -> None:
         while path not in self.entries:
             self.entries[path] = Entry("directory", mode="0755")
+            self.tell({"kind": "create", "path": path, "is_directory": True, "at": NOW})
             path = dirname(path)
 
     def tell(self, event: dict[str, Any]) -> None:
