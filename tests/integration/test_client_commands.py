@@ -89,11 +89,13 @@ def test_what_cannot_be_copied_is_one_line(api: StubApi, inside: StubFiles, tmp_
 def test_logs(api: StubApi, inside: StubFiles) -> None:
     line = {"at": "2026-11-22T10:59:01.123Z", "process_id": "prc1", "kind": "stdout", "text": "a\n", "cursor": "1"}
     api.logs = [line, line | {"kind": "stderr", "text": "b\n", "cursor": "2"}]
+    api.logs += [line | {"text": text, "cursor": text} for text in ("c", "d\ne\n")]
     done = sandlot(api, "logs", "box")
-    assert (done.stdout, done.stderr) == (b"a\n", b"b\n")
-    assert sandlot(api, "logs", "-t", "box").stdout == b"2026-11-22T10:59:01.123+00:00 a\n"
+    assert (done.stdout, done.stderr) == (b"a\ncd\ne\n", b"b\n")
+    stamp = b"2026-11-22T10:59:01.123+00:00 "
+    assert sandlot(api, "logs", "-t", "box").stdout == stamp + b"a\n" + stamp + b"cd\n" + stamp + b"e\n"
     done = sandlot(api, "logs", "--json", "-f", "box")
-    assert [json.loads(one)["text"] for one in done.stdout.splitlines()] == ["a\n", "b\n"]
+    assert [json.loads(one)["text"] for one in done.stdout.splitlines()] == ["a\n", "b\n", "c", "d\ne\n"]
 
 
 def test_watch_prints_until_it_is_interrupted(api: StubApi, inside: StubFiles) -> None:
@@ -110,7 +112,7 @@ def test_watch_prints_until_it_is_interrupted(api: StubApi, inside: StubFiles) -
 
 def test_stats(api: StubApi, inside: StubFiles) -> None:
     table = sandlot(api, "stats").stdout.decode()
-    assert all(word in table for word in ("12.5%", "50.0 MiB / 1.0 GiB"))
+    assert all(word in table for word in ("12.5%", "50.0MiB / 1.0GiB"))
     assert "\x1b" not in table
     assert json.loads(sandlot(api, "stats", "--json", "box").stdout)[0]["processes"] == 3
     with terminal([sys.executable, "-m", "sandlot", "stats"], environment(api) | {"TERM": "xterm"}) as screen:

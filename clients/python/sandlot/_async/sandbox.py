@@ -162,7 +162,9 @@ class AsyncSandbox:
             async for info in found:
                 return await cls.get(info.id, client=client)
         problem = {"code": "sandbox_not_found", "detail": f"no live sandbox is named {name!r}"}
-        raise SandboxNotFoundError(404, problem | {"hint": "List them with GET /v1/sandboxes, or `sandlot ps`."})
+        raise SandboxNotFoundError(
+            404, problem | {"hint": f"One that has ended goes by its id: `sandlot ps --all --filter name={name}`."}
+        )
 
     @classmethod
     async def get(cls, sandbox_id: str, *, client: AsyncClient | None = None) -> "AsyncSandbox":

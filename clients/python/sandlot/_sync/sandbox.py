@@ -163,7 +163,9 @@ class Sandbox:
             for info in found:
                 return cls.get(info.id, client=client)
         problem = {"code": "sandbox_not_found", "detail": f"no live sandbox is named {name!r}"}
-        raise SandboxNotFoundError(404, problem | {"hint": "List them with GET /v1/sandboxes, or `sandlot ps`."})
+        raise SandboxNotFoundError(
+            404, problem | {"hint": f"One that has ended goes by its id: `sandlot ps --all --filter name={name}`."}
+        )
 
     @classmethod
     def get(cls, sandbox_id: str, *, client: Client | None = None) -> "Sandbox":

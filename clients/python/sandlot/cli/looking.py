@@ -29,12 +29,13 @@ def logs(
     as_json: options.Json = False,
 ) -> None:
     """Print what the processes of a sandbox wrote, also after its end."""
+    printer = _LogPrinter(timestamps=timestamps)
 
     async def work(client: AsyncClient) -> None:
         box = await AsyncSandbox.connect(sandbox, client=client)
         async with aclosing(box.logs(follow=follow, process_id=process)) as lines:
             async for line in lines:
-                _print_log(line, timestamps=timestamps, as_json=as_json)
+                show.print_json(line.raw) if as_json else printer.take(line)
 
     do(work, as_json=as_json)
 
@@ -106,7 +107,7 @@ async def _samples(client: AsyncClient, names: list[str]) -> list[tuple[str, Sam
 
 
 def _table(found: list[tuple[str, Sample | None]]) -> Table:
-    table = show.table("SANDBOX", "CPU", "MEMORY", "DISK", "PROCESSES", "NET IN / OUT")
+    table = show.table("SANDBOX", "CPU", "MEMORY", "DISK", "PIDS", "NET IN / OUT")
     for name, sample in found:
         if sample is None:
             table.add_row(name, *["–"] * 5)
@@ -122,11 +123,19 @@ def _table(found: list[tuple[str, Sample | None]]) -> Table:
     return table
 
 
-def _print_log(line: LogLine, *, timestamps: bool, as_json: bool) -> None:
-    if as_json:
-        show.print_json(line.raw)
-        return
-    target = sys.stderr.buffer if line.kind == "stderr" else sys.stdout.buffer
-    stamp = f"{line.at.isoformat(timespec='milliseconds')} ".encode() if timestamps and line.at else b""
-    target.write(stamp + line.data)
-    target.flush()
+class _LogPrinter:
+    """Prints each channel where it belongs, with the time before each line if asked."""
+
+    def __init__(self, *, timestamps: bool) -> None:
+        self._timestamps = timestamps
+        self._is_inside_line = {"stderr": False, "stdout": False}
+
+    def take(self, line: LogLine) -> None:
+        channel = "stderr" if line.kind == "stderr" else "stdout"
+        target = sys.stderr.buffer if channel == "stderr" else sys.stdout.buffer
+        for piece in line.data.splitlines(keepends=True) if self._timestamps else [line.data]:
+            if self._timestamps and line.at is not None and not self._is_inside_line[channel]:
+                target.write(f"{line.at.isoformat(timespec='milliseconds')} ".encode())
+            self._is_inside_line[channel] = not piece.endswith(b"\n")
+            target.write(piece)
+        target.flush()

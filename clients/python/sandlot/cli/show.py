@@ -59,16 +59,16 @@ def size(count: int | None) -> str:
     """Return a number of bytes for people.
 
     >>> size(500), size(52428800), size(None)
-    ('500 B', '50.0 MiB', '–')
+    ('500B', '50.0MiB', '–')
     """
     if count is None:
         return "–"
     number = float(count)
     for unit in ("B", "KiB", "MiB", "GiB"):
         if number < _KIBI:
-            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
+            return f"{number:.0f}{unit}" if unit == "B" else f"{number:.1f}{unit}"
         number /= _KIBI
-    return f"{number:.1f} TiB"
+    return f"{number:.1f}TiB"
 
 
 def plain(value: Any) -> dict[str, Any]:
