@@ -50,7 +50,8 @@ def test_copies_follow_the_rules_of_cp(api: StubApi, inside: StubFiles, tmp_path
         "/new/lib/x.pyc",
         "/new/app/main.py",
     }
-    assert sandlot(api, "cp", "box:/new", str(tmp_path / "back")).returncode == 0
+    done = sandlot(api, "cp", "--json", "box:/new", str(tmp_path / "back"))
+    assert json.loads(done.stdout) == {"path": str(tmp_path / "back")}
     assert (tmp_path / "back" / "app" / "main.py").read_text() == "main"
     assert sandlot(api, "cp", "box:/new", str(tmp_path / "back")).returncode == 0
     assert (tmp_path / "back" / "new" / "main.py").is_file()
@@ -238,6 +239,12 @@ def test_a_reader_that_leaves_is_no_error(api: StubApi) -> None:
         command.stdout.close()
         assert command.stderr.read() == b""
         assert command.wait() == 128 + signal.SIGPIPE
+
+
+def test_the_shell_completes_names(api: StubApi, inside: StubFiles) -> None:
+    asked = {"_SANDLOT_COMPLETE": "complete_bash", "COMP_WORDS": "sandlot exec b", "COMP_CWORD": "2"}
+    assert sandlot(api, env=asked).stdout == b"box"
+    assert sandlot(api, env=asked | {"SANDLOT_URL": "http://127.0.0.1:1"}).stdout == b""
 
 
 def test_shell_completion_is_there() -> None:

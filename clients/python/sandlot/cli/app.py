@@ -66,7 +66,7 @@ def top(
 def main() -> None:
     """Run the command line and leave with its exit code; an error is a line, never a traceback."""
     try:
-        app()
+        app(prog_name="sandlot")
     except BrokenPipeError:
         stop_writing()
         raise SystemExit(EXIT_PIPE) from None

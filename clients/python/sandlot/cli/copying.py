@@ -5,7 +5,7 @@ import sys
 from collections.abc import AsyncGenerator, Generator
 from contextlib import aclosing, contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import typer
 from anyio import to_thread
@@ -17,7 +17,7 @@ from sandlot._async.sandbox import AsyncSandbox
 from sandlot._trees import Progress as Watcher
 from sandlot.cli import options, show
 from sandlot.cli.work import do
-from sandlot.descriptions import FileInfo
+from sandlot.descriptions import ArchiveSummary, FileInfo
 from sandlot.errors import FileMissingError
 
 _PIECE_BYTES: Final = 256 * 1024
@@ -34,6 +34,7 @@ def cp(
     user: options.User = None,
     archive: Annotated[bool, typer.Option("--archive", help="The stream - is a tar, of a directory inside.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    as_json: options.Json = False,
 ) -> None:
     """Copy files and directories into a sandbox, or out of it.
 
@@ -44,14 +45,16 @@ def cp(
     if (there is None) == (here is None):
         raise typer.BadParameter("one of the two must be SANDBOX:PATH", param_hint="SOURCE TARGET")
 
-    async def work(client: AsyncClient) -> None:
+    async def work(client: AsyncClient) -> dict[str, Any] | None:
         name, path = there or here or ("", "")
         files = (await AsyncSandbox.connect(name, client=client)).files
         copy = _Copy(files if user is None else files.as_user(user), exclude or [], archive=archive)
         with _shown(Path(source).name or source, quiet=quiet or _STREAM in {source, target}) as watch:
-            await (copy.into(source, path, watch) if there else copy.out(path, target, watch))
+            return await (copy.into(source, path, watch) if there else copy.out(path, target, watch))
 
-    do(work)
+    done = do(work, as_json=as_json)
+    if as_json and done is not None:
+        show.print_json(done)
 
 
 class _Copy:
@@ -62,29 +65,31 @@ class _Copy:
         self._exclude = exclude
         self._archive = archive
 
-    async def into(self, source: str, path: str, watch: Watcher | None) -> None:
+    async def into(self, source: str, path: str, watch: Watcher | None) -> dict[str, Any]:
+        """Copy from here, and return what is there now."""
         if source == _STREAM:
-            await self._stream_in(path)
-            return
+            return show.plain(await self._stream_in(path))
         local = Path(source)
         if not local.exists() and not local.is_symlink():
             raise FileNotFoundError(2, "No such file or directory", source)
         only_content = local.is_dir() and source.rstrip("/").endswith("/.")
         if not only_content and (path.endswith("/") or await self._is_directory(path)):
             path = str(PurePosixPath(path) / local.resolve().name)
-        await self._files.upload(local, path, exclude=self._exclude, progress=watch)
+        done = await self._files.upload(local, path, exclude=self._exclude, progress=watch)
+        return {"path": path} | show.plain(done)
 
-    async def out(self, path: str, target: str, watch: Watcher | None) -> None:
+    async def out(self, path: str, target: str, watch: Watcher | None) -> dict[str, Any] | None:
+        """Copy to here, and return what is here now; nothing where it went to a stream."""
         if target == _STREAM:
             await self._stream_out(path)
-            return
+            return None
         local = Path(target)
         info = await self._files.stat(path)
         if info.is_directory and local.is_dir() and not path.rstrip("/").endswith("/."):
             local /= info.name
         elif info.is_file and target.endswith("/"):
             local.mkdir(parents=True, exist_ok=True)
-        await self._files.download(path, local, exclude=self._exclude, progress=watch)
+        return {"path": str(await self._files.download(path, local, exclude=self._exclude, progress=watch))}
 
     async def _is_directory(self, path: str) -> bool:
         try:
@@ -92,7 +97,7 @@ class _Copy:
         except FileMissingError:
             return False
 
-    async def _stream_in(self, path: str) -> FileInfo | None:
+    async def _stream_in(self, path: str) -> FileInfo | ArchiveSummary:
         """Send standard input. It can be read once only, so a break in the middle is an error."""
         used = False
 
@@ -105,8 +110,7 @@ class _Copy:
                 yield data
 
         if self._archive:
-            await self._files.write_archive(path, read)
-            return None
+            return await self._files.write_archive(path, read)
         return await self._files.write_stream(path, read)
 
     async def _stream_out(self, path: str) -> None:

@@ -23,6 +23,7 @@ def port_forward(
     ports: Annotated[list[str], typer.Argument(metavar="[LOCAL:]REMOTE", help="LOCAL 0: a free one.")],
     *,
     address: Annotated[str, typer.Option("--address", help="Where to listen on this machine.")] = "127.0.0.1",
+    as_json: options.Json = False,
 ) -> None:
     """Make ports of a sandbox reachable on this machine, until interrupted."""
     pairs = [_ports(text) for text in ports]
@@ -33,10 +34,12 @@ def port_forward(
             for local, remote in pairs:
                 listener = await anyio.create_tcp_listener(local_host=address, local_port=local)
                 port = listener.extra(SocketAttribute.local_port)  # noqa: S610 - anyio's, no database's
-                show.print_line(f"{address}:{port} -> {remote} in {box.id}")
+                told = {"address": address, "local": port, "remote": remote, "sandbox_id": box.id}
+                line = f"{address}:{port} -> {remote} in {box.id}"
+                show.print_json(told) if as_json else show.print_line(line)
                 tasks.start_soon(listener.serve, _Forward(box, remote).serve)
 
-    do(work)
+    do(work, as_json=as_json)
 
 
 class _Forward:

@@ -109,7 +109,9 @@ def extend(
 
 
 def rm(
-    sandboxes: Annotated[list[str] | None, typer.Argument(metavar="[SANDBOX]")] = None,
+    sandboxes: Annotated[
+        list[str] | None, typer.Argument(metavar="[SANDBOX]", autocompletion=options.sandbox_names)
+    ] = None,
     *,
     everything: Annotated[bool, typer.Option("--all", "-a", help="All of the project.")] = False,
     filters: options.Filter = None,

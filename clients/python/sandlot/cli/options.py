@@ -4,22 +4,44 @@ import os
 import re
 from typing import Annotated, Final
 
+import anyio
 import typer
 
 from sandlot._async.client import AsyncClient
 from sandlot._async.sandbox import AsyncSandbox
 from sandlot._commands import Default
+from sandlot.errors import SandlotError
 from sandlot.models import Resources
+from sandlot.retries import RetryPolicy
 
 EXIT_USAGE: Final = 2
 EXIT_API: Final = 1
 EXIT_PLATFORM: Final = 125
 """`run`, `exec` and `attach` give back the program's exit code; this one says that there is none."""
 
+_COMPLETION_SECONDS: Final = 2.0
 _UNITS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _DURATION: Final = re.compile(r"(\d+)([smhd]?)")
 
-Sandbox = Annotated[str, typer.Argument(metavar="SANDBOX", help="Its id, or the name of a live one.")]
+
+def sandbox_names(incomplete: str) -> list[str]:
+    """Return the live sandboxes whose name or id begins so, for the shell; none when nobody answers at once."""
+
+    async def ask() -> list[str]:
+        policy = RetryPolicy(attempts=1, deadline_seconds=_COMPLETION_SECONDS)
+        async with AsyncClient(retries=policy) as client:
+            return [info.name or info.id async for info in AsyncSandbox.list(client=client)]
+
+    try:
+        return [name for name in anyio.run(ask) if name.startswith(incomplete)]
+    except SandlotError:
+        return []
+
+
+Sandbox = Annotated[
+    str,
+    typer.Argument(metavar="SANDBOX", help="Its id, or the name of a live one.", autocompletion=sandbox_names),
+]
 Command = Annotated[list[str], typer.Argument(metavar="-- COMMAND", help="The program and its arguments.")]
 Env = Annotated[
     list[str] | None, typer.Option("--env", "-e", metavar="KEY[=VALUE]", help="A variable; without = from here.")
