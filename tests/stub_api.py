@@ -4,6 +4,7 @@ It keeps the rules a client leans on (joining by process id, offsets of stdin, p
 refuses what the API would, and breaks connections exactly where a test says.
 """
 
+import base64
 import json
 import queue
 import socket
@@ -219,7 +220,17 @@ def _changes(files: StubFiles) -> Iterator[bytes]:
     files.watches.append(watch)
     yield b'{"kind":"ready"}\n'
     while (event := watch.get()) is not None:
-        yield json.dumps(event).encode() + b"\n"
+        yield json.dumps(_wire_path(event)).encode() + b"\n"
+
+
+def _wire_path(event: dict[str, Any]) -> dict[str, Any]:
+    """Name a path that is not text as the API does."""
+    try:
+        event["path"].encode()
+    except UnicodeEncodeError:
+        raw = event["path"].encode(errors="surrogateescape")
+        return {**event, "path": None, "path_base64": base64.b64encode(raw).decode()}
+    return event
 
 
 def _logs(api: StubApi, request: Request) -> Iterator[bytes]:

@@ -111,6 +111,27 @@ def test_watch_prints_until_it_is_interrupted(api: StubApi, inside: StubFiles) -
         assert command.stderr.read() == b""
 
 
+def test_names_from_inside_cannot_steer_the_terminal(api: StubApi, inside: StubFiles) -> None:
+    hostile = os.fsdecode(b"/\x1b]0;owned\x07\xff\n")
+    with popen(api, "watch", "box", "/") as command, popen(api, "watch", "--json", "box", "/") as as_json:
+        assert command.stdout is not None
+        assert as_json.stdout is not None
+        wait_until(lambda: len(inside.watches) == 2)
+        inside.write(hostile, b"")
+        assert command.stdout.readline() == b"create  /\\x1b]0;owned\\x07\\xff\\n\n"
+        assert json.loads(as_json.stdout.readline())["kind"] == "ready"
+        assert json.loads(as_json.stdout.readline())["path"] == hostile
+        for one in (command, as_json):
+            one.send_signal(signal.SIGINT)
+    problem = {"code": "file_not_found", "detail": "no \x1b[2J", "hint": "Look \x9b2J."}
+    api.faults.append(Fault("/files/stat", 404, problem))
+    done = sandlot(api, "cp", "box:/x", "/tmp/none")
+    assert (
+        done.stderr
+        == b"sandlot: file_not_found: no \\x1b[2J\nsandlot: Look \\x9b2J.\nsandlot: request req" + b"a" * 20 + b"\n"
+    )
+
+
 def test_stats(api: StubApi, inside: StubFiles) -> None:
     table = sandlot(api, "stats").stdout.decode()
     assert all(word in table for word in ("12.5%", "50.0MiB / 1.0GiB"))
@@ -244,7 +265,7 @@ def test_a_reader_that_leaves_is_no_error(api: StubApi) -> None:
 def test_the_shell_completes_names(api: StubApi, inside: StubFiles) -> None:
     asked = {"_SANDLOT_COMPLETE": "complete_bash", "COMP_WORDS": "sandlot exec b", "COMP_CWORD": "2"}
     assert sandlot(api, env=asked).stdout.split() == [b"box"]
-    assert sandlot(api, env=asked | {"SANDLOT_URL": "http://127.0.0.1:1"}).stdout == b""
+    assert sandlot(api, env=asked | {"SANDLOT_URL": "http://127.0.0.1:1"}).stdout.split() == []
 
 
 def test_shell_completion_is_there() -> None:

@@ -1,6 +1,8 @@
 """The commands and what they share: help, version, and that no error is a traceback."""
 
+import io
 import os
+import sys
 from typing import Annotated, Final
 
 import typer
@@ -65,6 +67,10 @@ def top(
 
 def main() -> None:
     """Run the command line and leave with its exit code; an error is a line, never a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # What this machine's encoding lacks is shown, not raised.
+            stream.reconfigure(errors="backslashreplace")
     try:
         app(prog_name="sandlot")
     except BrokenPipeError:

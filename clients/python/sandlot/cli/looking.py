@@ -59,7 +59,8 @@ def watch(
                     show.note("changes were missed: look again")
                 elif event.kind != "ready":
                     to = "" if event.to is None else f" -> {event.to}"
-                    show.print_line(f"{event.kind:<7} {event.path}{'/' if event.is_directory else ''}{to}")
+                    changed = f"{event.path}{'/' if event.is_directory else ''}"
+                    show.print_line(show.printable(f"{event.kind:<7} {changed}{to}"))
 
     do(work, as_json=as_json)
 

@@ -16,6 +16,8 @@ from sandlot.models import SandboxInfo
 
 _KIBI: Final = 1024
 _PIPE_COLUMNS: Final = 200
+_FIRST_BYTE, _LAST_BYTE = 0xDC80, 0xDCFF
+"""Where Python keeps the bytes of a name that are not text."""
 _UNBROKEN: Final = frozenset({"ID", "STATE", "SANDBOX"})
 
 
@@ -90,9 +92,26 @@ def print_line(text: str) -> None:
     sys.stdout.flush()
 
 
+def printable(text: str) -> str:
+    r"""Return text as one line that steers no terminal: names and messages may come from inside a sandbox.
+
+    >>> printable("a\x1b[2Jb\n"), printable("grüße"), printable("\udcff")
+    ('a\\x1b[2Jb\\n', 'grüße', '\\xff')
+    """
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() else _escaped(one) for one in text)
+
+
+def _escaped(one: str) -> str:
+    if _FIRST_BYTE <= ord(one) <= _LAST_BYTE:
+        return f"\\x{ord(one) - 0xDC00:02x}"
+    return repr(one)[1:-1]
+
+
 def note(text: str) -> None:
     """Say something beside the output of the program."""
-    sys.stderr.write(f"sandlot: {text}\n")
+    sys.stderr.write(f"sandlot: {printable(text)}\n")
     sys.stderr.flush()
 
 

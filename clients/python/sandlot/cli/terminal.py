@@ -109,7 +109,7 @@ class Conversation:
         except (StdinClosedError, ProcessEndedError, SandboxEndedError):
             return
         except SandlotError as error:
-            show.note(f"input could not be sent: {error}\r")
+            show.note(f"input could not be sent: {error}")
 
     async def _heed(self, signals: AsyncIterator[signal.Signals], tasks: TaskGroup) -> None:
         async for number in signals:
