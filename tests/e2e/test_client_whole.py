@@ -64,19 +64,21 @@ def test_a_terminal_outlives_a_killed_program(start_platform: Callable[..., Plat
 
 
 def test_a_shell_at_a_terminal(platform: Platform, client: Client) -> None:
-    with Sandbox.create(name="shell", client=client):
-        with terminal([*_COMMAND, "exec", "-it", "shell", "--", "bash"], _environment(platform)) as screen:
-            screen.expect(rb"\$ ")
-            screen.type(b"stty size\n")
-            screen.expect(rb"40 100\r\n")
-            screen.resize(30, 90)
-            screen.type(b"while [ \"$(stty size)\" != '30 90' ]; do sleep 0.1; done; echo re''sized\n")
-            screen.expect(rb"resized\r\n")
-            screen.type(b"echo st''arted; sleep 1000\n")
-            screen.expect(rb"started\r\n")
-            screen.type(b"\x03")
-            screen.type(b"exit 9\n")
-            assert screen.leave() == 9
+    with (
+        Sandbox.create(name="shell", client=client),
+        terminal([*_COMMAND, "exec", "-it", "shell", "--", "bash"], _environment(platform)) as screen,
+    ):
+        screen.expect(rb"\$ ")
+        screen.type(b"stty size\n")
+        screen.expect(rb"40 100\r\n")
+        screen.resize(30, 90)
+        screen.type(b"while [ \"$(stty size)\" != '30 90' ]; do sleep 0.1; done; echo re''sized\n")
+        screen.expect(rb"resized\r\n")
+        screen.type(b"echo st''arted; sleep 1000\n")
+        screen.expect(rb"started\r\n")
+        screen.type(b"\x03")
+        screen.type(b"exit 9\n")
+        assert screen.leave() == 9
 
 
 def test_trees_ports_and_logs(platform: Platform, client: Client, tmp_path: Path) -> None:
