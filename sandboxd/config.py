@@ -88,7 +88,7 @@ class NodeConfig(BaseSettings):
     resolvers: tuple[str, ...] = ("1.1.1.1", "8.8.8.8")
     """What an `open` sandbox asks for names; a public address, because no private one is reachable."""
 
-    log_mib: int = Field(default=64, ge=0, le=65_536)
+    sandbox_log_mib: int = Field(default=64, ge=0, le=65_536)
     """What is kept of a sandbox's output in its log, at most; 0: there are no logs."""
     log_days: float = Field(default=7, gt=0)
     """How long a log is kept after the end of its sandbox."""
