@@ -89,6 +89,15 @@ def _set_uuid(path: Path) -> None:
         file.write(digest.digest()[:16])
 
 
+def set_apart(path: Path, words: bytes) -> None:
+    """Let the name of the file system follow from `words` too: images of one tree with two configs are two images."""
+    with path.open("r+b") as file:
+        file.seek(_UUID_OFFSET)
+        uuid = file.read(16)
+        file.seek(_UUID_OFFSET)
+        file.write(hashlib.sha256(uuid + words).digest()[:16])
+
+
 def sum_up(path: Path) -> Sum:
     """Read the whole file. ImageDamagedError when it is no EROFS file that the sentry can read."""
     superblock = read_superblock(path)

@@ -26,7 +26,7 @@ _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _KINDS: Final = {tarfile.CHRTYPE: "character device", tarfile.BLKTYPE: "block device", tarfile.FIFOTYPE: "named pipe"}
 
 
-class _Member(tarfile.TarInfo):
+class Member(tarfile.TarInfo):
     """A member whose extended header is bounded: the library reads it into memory whole."""
 
     def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
@@ -44,7 +44,7 @@ def unpack(source: Path, target: Path, limits: ImportLimits) -> int:
     tally = Tally(limits)
     root = os.open(target, _DIRECTORY)
     try:
-        with tarfile.open(source, mode="r|*", tarinfo=_Member, errorlevel=2) as archive:
+        with tarfile.open(source, mode="r|*", tarinfo=Member, errorlevel=2) as archive:
             _Unpacking(root, tally).run(archive)
     except tarfile.ReadError as error:
         raise ImageBuildError(f"{source.name} is no tar archive (plain, gzip, bzip2 or xz): {error}") from error

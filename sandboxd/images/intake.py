@@ -1,0 +1,183 @@
+"""From a source to an image of this node: found, fetched, checked, built, kept; once, however many ask at once."""
+
+import asyncio
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final, Protocol, cast
+
+from sandboxd.contract.messages import NodeImage
+from sandboxd.images import erofs
+from sandboxd.images.base import ImageConfig, Origin
+from sandboxd.images.failures import ImageReason, ImageSourceError, too_large
+from sandboxd.images.layers import LayerFile, build_from_layers
+from sandboxd.images.locks import own_directory, remove_if_free
+from sandboxd.images.manifests import Descriptor, Platform
+from sandboxd.images.sources import Found, Source, in_thread
+from sandboxd.images.store import ImageStore
+from sandboxd.images.tree import ImportLimits
+
+_PULLING: Final = ".pulling"
+_TOGETHER: Final = 4
+_KEPT_SECONDS: Final = 7 * 24 * 3600
+
+
+class Watch(Protocol):
+    """Told how an intake goes on."""
+
+    def found(self, found: Found) -> None: ...
+
+    def waiting(self) -> None:
+        """Another process takes the same image in."""
+        ...
+
+    def moved(self, count: int) -> None:
+        """Bytes of layers came in; negative: some came in for nothing."""
+        ...
+
+    def fetched(self, layer: Descriptor) -> None: ...
+
+    def building(self) -> None: ...
+
+
+class Unwatched:
+    """Nobody looks."""
+
+    def found(self, found: Found) -> None:
+        pass
+
+    def waiting(self) -> None:
+        pass
+
+    def moved(self, count: int) -> None:
+        pass
+
+    def fetched(self, layer: Descriptor) -> None:
+        pass
+
+    def building(self) -> None:
+        pass
+
+
+class Intake:
+    """Takes images into one store. What it downloads lies in `.pulling` until the image is whole."""
+
+    def __init__(self, store: ImageStore, limits: ImportLimits | None = None, *, reserve_bytes: int = 0) -> None:
+        """`reserve_bytes` of the disk are left free whatever is taken in."""
+        self._store = store
+        self._limits = limits or ImportLimits()
+        self._reserve = reserve_bytes
+        self._home = store.directory / _PULLING
+
+    async def take(
+        self,
+        source: Source,
+        platform: Platform,
+        *,
+        kind: str,
+        reference: str,
+        names: Sequence[str],
+        watch: Watch | None = None,
+    ) -> NodeImage:
+        """Make the image, or name it if it is here already. ImageSourceError, ImageBuildError, ImageDamagedError."""
+        watch = watch or Unwatched()
+        found = await source.find(platform)
+        origin = Origin(
+            kind=kind,
+            reference=reference,
+            digest=found.digest,
+            platform=str(found.described.platform),
+            at=datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        )
+        if (image := await self._known(found, names, origin)) is not None:
+            return image
+        self._check_room(found)
+        watch.found(found)
+        await asyncio.to_thread(self._sweep)
+        directory = self._home / found.digest.removeprefix("sha256:")
+        async with own_directory(directory, watch.waiting):
+            if (image := await self._known(found, names, origin)) is None:
+                layers = await self._fetch(source, found, directory, watch)
+                watch.building()
+                image = await self._build(layers, found.described.config, names, origin)
+            await asyncio.to_thread(shutil.rmtree, directory)
+        return image
+
+    async def _known(self, found: Found, names: Sequence[str], origin: Origin) -> NodeImage | None:
+        record = self._store.came_from(found.digest)
+        return None if record is None else await self._store.name(record, names, origin)
+
+    def _check_room(self, found: Found) -> None:
+        need = found.download_bytes
+        if need > self._limits.size_bytes:
+            raise too_large(f"the image has {need} bytes to download; at most {self._limits.size_bytes} are taken")
+        free = shutil.disk_usage(self._store.directory).free - self._reserve
+        if need > free:
+            raise too_large(f"the image has {need} bytes to download; this node has room for {max(free, 0)}")
+
+    async def _fetch(self, source: Source, found: Found, directory: Path, watch: Watch) -> list[LayerFile]:
+        """Bring every layer once, a few at a time."""
+        slots = asyncio.Semaphore(_TOGETHER)
+
+        async def fetch(layer: Descriptor) -> None:
+            async with slots:
+                await source.fetch(layer, directory, watch.moved)
+            watch.fetched(layer)
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for layer in {layer.digest: layer for layer in found.manifest.layers}.values():
+                    group.create_task(fetch(layer))
+        except BaseExceptionGroup as failures:
+            raise _first(failures) from None
+        return [
+            LayerFile(path=directory / layer.hex, media_type=layer.media_type, diff_id=diff_id)
+            for layer, diff_id in zip(found.manifest.layers, found.described.diff_ids, strict=True)
+        ]
+
+    async def _build(
+        self, layers: Sequence[LayerFile], config: ImageConfig, names: Sequence[str], origin: Origin
+    ) -> NodeImage:
+        with self._store.workplace() as work:
+            spool = work / "spool"
+            spool.mkdir()
+            target = work / "image.erofs"
+
+            def build() -> None:
+                build_from_layers(layers, target, spool=spool, limits=self._limits)
+                erofs.set_apart(target, json.dumps(asdict(config), sort_keys=True).encode())
+
+            await in_thread(build)
+            return await self._store.adopt(target, names, config, origin)
+
+    def _sweep(self) -> None:
+        """Remove downloads nobody came back for."""
+        if self._home.is_dir():
+            for leftover in self._home.iterdir():
+                if time.time() - leftover.stat().st_mtime > _KEPT_SECONDS:
+                    remove_if_free(leftover)
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Return the first thing that went wrong, preferring what trying again does not help against."""
+    failures = list(_leaves(group))
+    final = [
+        error
+        for error in failures
+        if isinstance(error, ImageSourceError) and error.reason is not ImageReason.REGISTRY_UNAVAILABLE
+    ]
+    return (final or failures)[0]
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
+    found: list[BaseException] = []
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            found += _leaves(cast("BaseExceptionGroup[BaseException]", error))
+        else:
+            found.append(error)
+    return found
