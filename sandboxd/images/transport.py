@@ -107,15 +107,14 @@ class Transport:
         raise unavailable(f"{first.host} sends on without end")
 
     def _guard(self, url: URL, first: URL) -> None:
-        sent_on = url.origin() not in (first, self.origin)
         if not self.may_carry(url, credential=False) or url.user is not None or not url.host:
             raise unsafe(f"{first.host} sends on to what is no https address")
         address = literal(url.host)
         if address is not None and not permitted(address, self._trust, own=url.host == self.origin.host):
-            raise self._forbidden(url, sent_on=sent_on)
+            raise self._forbidden(url)
 
-    def _forbidden(self, url: URL, *, sent_on: bool) -> ImageSourceError:
-        if sent_on or url.host != self.origin.host:
+    def _forbidden(self, url: URL) -> ImageSourceError:
+        if url.host != self.origin.host:
             return unsafe(f"{self.origin.host} sends on to {url.host}, a private address or one of this machine")
         return unavailable(
             f"{self.origin.host} is at a private address; SANDLOT_PRIVATE_REGISTRIES names those that may be"
@@ -131,7 +130,7 @@ class Transport:
             raise unavailable(f"{url.host} has no certificate that this machine trusts") from error
         except aiohttp.ClientConnectorError as error:
             if isinstance(error.os_error, ForbiddenAddressError):
-                raise self._forbidden(url, sent_on=url.host != self.origin.host) from error
+                raise self._forbidden(url) from error
             if isinstance(error.os_error, ssl.SSLError):
                 raise unavailable(f"{url.host} does not speak TLS as it should") from error
             raise TransientError(f"{url.host} cannot be reached: {error.os_error.strerror or 'no address'}") from error
@@ -139,10 +138,10 @@ class Transport:
             raise unavailable(f"{url.host} answers with what is no proper HTTP") from error
         except TimeoutError as error:
             raise TransientError(f"{url.host} does not answer") from error
+        except (aiohttp.InvalidURL, ValueError) as error:
+            raise unsafe(f"{self.origin.host} sends on to an address that cannot be read") from error
         except (aiohttp.ClientError, OSError) as error:
             raise TransientError(f"{url.host} broke the connection") from error
-        except ValueError as error:
-            raise unsafe(f"{self.origin.host} sends on to an address that cannot be read") from error
 
 
 def _following(url: URL, response: aiohttp.ClientResponse) -> URL:
