@@ -57,10 +57,10 @@ def permitted(address: Address, trust: Trust, *, own: bool) -> bool:
     Addresses that are only this link's are never reached: metadata services live there.
     """
     address = _plain(address)
-    if address.is_link_local or address.is_multicast or address.is_unspecified or address.is_reserved:
-        return False
     if address.is_loopback:
         return trust.private and own
+    if address.is_link_local or address.is_multicast or address.is_unspecified or address.is_reserved:
+        return False
     return address.is_global or trust.private
 
 
