@@ -58,7 +58,9 @@ async def _import_archive(
         with store.workplace() as spool:
             source = FileSource(path, name=ref, limit=ImportLimits().size_bytes, spool=spool)
             async with source:
-                names = [name] if name is not None else naming([ref] if ref is not None else source.names())
+                # What has neither repository nor tag, as layouts have it, names no image elsewhere.
+                own = [text for text in ([ref] if ref is not None else source.names()) if {":", "/"} & set(text)]
+                names = naming(own if name is None else [name])
                 return await intake.take(
                     source, platform_of(platform), kind="file", reference=path.name, names=names, watch=watch
                 )

@@ -19,7 +19,7 @@ from sandboxd.images.erofs import ImageBuildError
 from sandboxd.images.failures import ImageReason, ImageSourceError
 from sandboxd.images.intake import Intake
 from sandboxd.images.manifests import Descriptor, Platform, parse_platform
-from sandboxd.images.reference import InvalidReferenceError, Naming, familiar, parse
+from sandboxd.images.reference import InvalidReferenceError, familiar, parse
 from sandboxd.images.registries import Registries, RegistrySettingsError, make_registries
 from sandboxd.images.sources import Found
 from sandboxd.images.store import ImageStore
@@ -27,7 +27,6 @@ from sandboxd.images.tokens import Credential
 
 _MIB: Final = 1024 * 1024
 _DRAW_SECONDS: Final = 0.2
-_AS_IT_IS: Final = Naming("name.invalid", frozenset())
 _ARCHITECTURES: Final = {"x86_64": "amd64", "aarch64": "arm64"}
 
 _FIXES: Final = {
@@ -55,24 +54,24 @@ class Wanted:
 
 async def pull_image(config: LauncherConfig, wanted: Wanted) -> NodeImage:
     """Fetch an image into the node's store. LauncherError."""
-    registries = _registries()
+    known = registries()
     try:
-        reference = parse(wanted.reference, registries.naming)
+        reference = parse(wanted.reference, known.naming)
     except InvalidReferenceError as error:
         raise LauncherError(
             f"{wanted.reference[:100]!r} is no image reference: {error}", "write [registry/]repository[:tag][@sha256:…]"
         ) from error
     credential = Credential(wanted.username, wanted.password or "") if wanted.username is not None else None
-    names = [wanted.name] if wanted.name is not None else [familiar(reference, registries.naming)]
+    names = [familiar(reference, known.naming)] if wanted.name is None else naming([wanted.name])
     async with taking_in(config, str(reference)) as (intake, watch, _):
-        source = registries.source(reference, credential, insecure=wanted.insecure)
+        source = known.source(reference, credential, insecure=wanted.insecure)
         async with source:
             return await intake.take(
                 source,
                 platform_of(wanted.platform),
                 kind="registry",
                 reference=str(reference),
-                names=naming(names),
+                names=names,
                 watch=watch,
             )
 
@@ -97,14 +96,14 @@ async def taking_in(config: LauncherConfig, what: str) -> AsyncGenerator[tuple[I
 
 
 def naming(names: Sequence[str]) -> list[str]:
-    """Check names of images: they are references without a digest. LauncherError."""
+    """Render names of images as short as a pull would name them. LauncherError."""
+    rules = registries().naming
     checked: list[str] = []
     for name in names:
         try:
-            reference = parse(name.partition("@")[0], _AS_IT_IS)
+            checked.append(familiar(parse(name.partition("@")[0], rules), rules))
         except InvalidReferenceError as error:
-            raise LauncherError(f"{name[:100]!r} is no name of an image: {error}", "give --name NAME:TAG") from error
-        checked.append(familiar(reference, _AS_IT_IS))
+            raise LauncherError(f"{name[:100]!r} is no name of an image: {error}", "give another NAME:TAG") from error
     return checked
 
 
@@ -126,7 +125,7 @@ def _node_config() -> NodeConfig:
         raise LauncherError(f"settings are not valid: {names}", "correct these environment variables") from error
 
 
-def _registries() -> Registries:
+def registries() -> Registries:
     config = _node_config()
     try:
         return make_registries(

@@ -116,7 +116,7 @@ async def test_every_form_gives_the_same_image(store: ImageStore, registry: Fake
         images[kind.digest] = await take(store, pulled(registry), "pulled")
     assert len({image.digest for image in images.values()}) == 1
     (record,) = store.records()
-    assert record.config == ImageConfig(env={"A": "1"}, cmd=("/bin/x",), labels={"l": "1"}, ports=("80/tcp",))
+    assert record.config == ImageConfig(env={"A": "1"}, user="7", cmd=("/bin/x",), labels={"l": "1"}, ports=("80/tcp",))
     assert record.origins[-1].platform == "linux/amd64"
     assert leftovers(store) == []
 
