@@ -22,7 +22,7 @@ _HEADERS: Final = (
     tarfile.GNUTYPE_LONGNAME,
     tarfile.GNUTYPE_LONGLINK,
 )
-_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _KINDS: Final = {tarfile.CHRTYPE: "character device", tarfile.BLKTYPE: "block device", tarfile.FIFOTYPE: "named pipe"}
 
 
@@ -42,10 +42,10 @@ def unpack(source: Path, target: Path, limits: ImportLimits) -> int:
     the root or through a link, and for more than the limits allow.
     """
     tally = Tally(limits)
-    root = os.open(target, _DIRECTORY)
+    root = os.open(target, DIRECTORY)
     try:
         with tarfile.open(source, mode="r|*", tarinfo=Member, errorlevel=2) as archive:
-            _Unpacking(root, tally).run(archive)
+            Unpacking(root, tally).run(archive)
     except tarfile.ReadError as error:
         raise ImageBuildError(f"{source.name} is no tar archive (plain, gzip, bzip2 or xz): {error}") from error
     except (tarfile.TarError, EOFError, UnicodeError) as error:
@@ -55,7 +55,7 @@ def unpack(source: Path, target: Path, limits: ImportLimits) -> int:
     return tally.newest_mtime
 
 
-class _Unpacking:
+class Unpacking:
     """One archive on its way into one directory."""
 
     def __init__(self, root: int, tally: Tally) -> None:
@@ -66,15 +66,24 @@ class _Unpacking:
     def run(self, archive: tarfile.TarFile) -> None:
         while (member := archive.next()) is not None:
             cast("Any", archive).members.clear()  # the library would remember every one of them
-            parts = _parts(member.name)
-            self._tally.entry("/".join(parts), _time(member))
-            if member.isdir():
-                self._directory(parts, member)
-            elif not parts:
-                raise ImageBuildError("the root of the tar is no directory")
-            else:
-                self._file(archive, parts, member)
-        self._finish_directories()
+            self.take(archive, member)
+        self.finish_directories()
+
+    def take(self, archive: tarfile.TarFile, member: tarfile.TarInfo) -> None:
+        """Make one member."""
+        parts = parts_of(member.name)
+        self._tally.entry("/".join(parts), _time(member))
+        if member.isdir():
+            self._directory(parts, member)
+        elif not parts:
+            raise ImageBuildError("the root of the tar is no directory")
+        else:
+            self._file(archive, parts, member)
+
+    def forget(self, parts: tuple[str, ...]) -> None:
+        """Say that a directory, with all below it, is gone."""
+        for path in [path for path in self._directories if path[: len(parts)] == parts]:
+            del self._directories[path]
 
     def _file(self, archive: tarfile.TarFile, parts: tuple[str, ...], member: tarfile.TarInfo) -> None:
         with self._parent(parts) as parent:
@@ -112,7 +121,7 @@ class _Unpacking:
             file.write(chunk)
 
     def _hard_link(self, parent: int, name: str, member: tarfile.TarInfo) -> None:
-        target = _parts(member.linkname)
+        target = parts_of(member.linkname)
         if not target:
             raise ImageBuildError(f"{member.name} is a hard link to nothing")
         try:
@@ -130,11 +139,11 @@ class _Unpacking:
                     os.mkdir(name, 0o700, dir_fd=parent)
         self._directories[parts] = member
 
-    def _finish_directories(self) -> None:
+    def finish_directories(self) -> None:
         """Give directories their owners, modes and times last, deepest first: what is put into one changes them."""
         for parts in sorted(self._directories, key=len, reverse=True):
             member = self._directories[parts]
-            with self._open(parts) as descriptor:
+            with self.open(parts) as descriptor:
                 if member is None:
                     os.fchmod(descriptor, 0o755)
                     os.utime(descriptor, (0, 0))
@@ -161,24 +170,24 @@ class _Unpacking:
     def _parent(self, parts: tuple[str, ...], *, make: bool = True) -> Generator[int]:
         if make:
             self._make_parents(parts[:-1])
-        with self._open(parts[:-1]) as descriptor:
+        with self.open(parts[:-1]) as descriptor:
             yield descriptor
 
     def _make_parents(self, parts: tuple[str, ...]) -> None:
         if parts in self._directories:
             return
         self._make_parents(parts[:-1])
-        with self._open(parts[:-1]) as parent, suppress(FileExistsError):
+        with self.open(parts[:-1]) as parent, suppress(FileExistsError):
             os.mkdir(parts[-1], 0o700, dir_fd=parent)
             self._directories[parts] = None
 
     @contextmanager
-    def _open(self, parts: tuple[str, ...]) -> Generator[int]:
+    def open(self, parts: tuple[str, ...]) -> Generator[int]:
         descriptor = os.dup(self._root)
         try:
             for part in parts:
                 try:
-                    following = os.open(part, _DIRECTORY, dir_fd=descriptor)
+                    following = os.open(part, DIRECTORY, dir_fd=descriptor)
                 except OSError as error:
                     raise ImageBuildError(f"{'/'.join(parts)} leads through what is no directory: {part}") from error
                 os.close(descriptor)
@@ -193,7 +202,7 @@ class _Unpacking:
             _set_time(parent, name, member)
 
 
-def _parts(name: str) -> tuple[str, ...]:
+def parts_of(name: str) -> tuple[str, ...]:
     """Take a name apart; the root itself has no parts."""
     if "\0" in name:
         raise ImageBuildError(f"{name!r} is no name")

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import signal
+import subprocess
 import sys
 import tarfile
 from collections.abc import AsyncGenerator, Callable
@@ -30,8 +31,10 @@ from registry_kit import (
 )
 from sandboxd.contract.messages import NodeImage
 from sandboxd.images.base import ImageConfig
+from sandboxd.images.erofs import ImageBuildError
 from sandboxd.images.failures import ImageSourceError
 from sandboxd.images.intake import Intake
+from sandboxd.images.layers import LayerFile, build_from_layers
 from sandboxd.images.layouts import FileSource, is_image
 from sandboxd.images.manifests import Platform
 from sandboxd.images.reference import parse
@@ -319,6 +322,36 @@ async def test_a_layer_that_is_not_its_diff_id_makes_no_image(store: ImageStore,
     with pytest.raises(Exception, match="sha256"):
         await take(store, pulled(registry), "app")
     assert store.records() == []
+
+
+def built(tmp_path: Path, *layers: bytes) -> dict[str, bytes]:
+    """The files of the image of these layers."""
+    files: list[LayerFile] = []
+    for number, layer in enumerate(layers):
+        (tmp_path / f"{number}.tar").write_bytes(layer)
+        files.append(LayerFile(tmp_path / f"{number}.tar", "application/vnd.oci.image.layer.v1.tar", digest_of(layer)))
+    spool = tmp_path / "spool"
+    spool.mkdir()
+    build_from_layers(files, tmp_path / "image", spool=spool, limits=ImportLimits())
+    command = ["fsck.erofs", f"--extract={tmp_path}/out", str(tmp_path / "image")]
+    subprocess.run(command, check=True, capture_output=True)
+    root = tmp_path / "out"
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def test_layers_lie_over_each_other(tmp_path: Path) -> None:
+    lower = tar_of({"a": b"1", "b": b"1", "d/": b"", "d/x": b"1", "d/y": b"1", "o/": b"", "o/p/": b"", "o/p/q": b"1"})
+    upper = tar_of({"a": b"2", ".wh.b": b"", "d": b"now a file", "o/new": b"2", "o/.wh..wh..opq": b"", "e/f": b"2"})
+    top = tar_of({"d/": b"", "d/z": b"3", ".wh.never": b"", "e/.wh.f": b"", "e/f": b"3"})
+    assert built(tmp_path, lower, upper, top) == {"a": b"2", "d/z": b"3", "o/new": b"2", "e/f": b"3"}
+
+
+def test_no_layer_leads_out_of_the_image(tmp_path: Path) -> None:
+    for number, files in enumerate(({"../.wh.x": b""}, {"../x": b""}, {".wh...": b""}, {"a/.wh..": b""})):
+        place = tmp_path / str(number)
+        place.mkdir()
+        with pytest.raises(ImageBuildError):
+            built(place, tar_of(dict[str, bytes | tuple[bytes, int]](files)))
 
 
 PULLER = """

@@ -28,7 +28,8 @@ import ("fmt"; "os")
 
 func main() {
 	dir, _ := os.Getwd()
-	fmt.Println(os.Args[1:], dir, os.Getuid(), os.Getenv("COLOUR"))
+	_, err := os.Stat("hidden")
+	fmt.Println(os.Args[1:], dir, os.Getuid(), os.Getenv("COLOUR"), os.IsNotExist(err))
 }
 """
 USER, PASSWORD = "ann", "registry-test"
@@ -171,7 +172,7 @@ def test_an_image_is_pulled_and_runs(platform: Platform, open_registry: Served, 
     assert shown.returncode == 0, shown.stderr
     assert f"say-{tool_format}:latest" in shown.stdout
     assert "2 layers" in shown.stderr
-    assert said(platform, f"say-{tool_format}", "/say", "hi", "there") == "[hi there] /srv 1234 blue\n"
+    assert said(platform, f"say-{tool_format}", "/say", "hi", "there") == "[hi there] /srv 1234 blue true\n"
     row = images(platform)[f"say-{tool_format}:latest"]
     assert reference in [origin["reference"] for origin in row["origins"]]
     known = json.loads(done(platform, "inspect", f"say-{tool_format}"))
@@ -233,7 +234,7 @@ def test_archives_of_skopeo_are_imported(platform: Platform, layout: Path, open_
     done(platform, "import", str(layout), "say:directory")
     known = images(platform)
     assert len({known[f"say:{tag}"]["id"] for tag in ("saved", "layout", "directory")}) == 1
-    assert said(platform, "say:saved", "/say") == "[] /srv 1234 blue\n"
+    assert said(platform, "say:saved", "/say") == "[] /srv 1234 blue true\n"
 
 
 def test_an_image_in_use_is_not_removed(platform: Platform, layout: Path) -> None:
