@@ -95,10 +95,10 @@ class Intake:
         )
         if (image := await self._known(found, names, origin)) is not None:
             return image
-        self._check_room(found)
+        directory = self._home / found.digest.removeprefix("sha256:")
+        self._check_room(found, directory)
         watch.found(found)
         await asyncio.to_thread(self._sweep)
-        directory = self._home / found.digest.removeprefix("sha256:")
         async with own_directory(directory, watch.waiting):
             if (image := await self._known(found, names, origin)) is None:
                 layers = await self._fetch(source, found, directory, watch)
@@ -111,13 +111,14 @@ class Intake:
         record = self._store.came_from(found.digest)
         return None if record is None else await self._store.name(record, names, origin)
 
-    def _check_room(self, found: Found) -> None:
+    def _check_room(self, found: Found, directory: Path) -> None:
         need = found.download_bytes
         if need > self._limits.size_bytes:
             raise too_large(f"the image has {need} bytes to download; at most {self._limits.size_bytes} are taken")
+        here = _bytes_in(directory)
         free = shutil.disk_usage(self._store.directory).free - self._reserve
-        if need > free:
-            raise too_large(f"the image has {need} bytes to download; this node has room for {max(free, 0)}")
+        if need - here > free:
+            raise too_large(f"the image has {need - here} bytes to download; this node has room for {max(free, 0)}")
 
     async def _fetch(self, source: Source, found: Found, directory: Path, watch: Watch) -> list[LayerFile]:
         """Bring every layer once, a few at a time."""
@@ -160,6 +161,14 @@ class Intake:
             for leftover in self._home.iterdir():
                 if time.time() - leftover.stat().st_mtime > _KEPT_SECONDS:
                     remove_if_free(leftover)
+
+
+def _bytes_in(directory: Path) -> int:
+    """Count what came before; another process may finish and remove it meanwhile."""
+    try:
+        return sum(file.stat().st_size for file in directory.iterdir())
+    except OSError:
+        return 0
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

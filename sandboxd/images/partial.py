@@ -28,6 +28,7 @@ class PartialFile:
         self._moved = moved
         self._hash = hashlib.sha256()
         self._fd = -1
+        self._finished = False
 
     def open(self) -> bool:
         """Take up what is there; True when the file is complete already."""
@@ -72,11 +73,15 @@ class PartialFile:
         try:
             os.fsync(self._fd)
             self._path.rename(self.target)
+            self._finished = True
         except OSError as error:
             raise no_room(error) from error
 
     def close(self) -> None:
+        """Let go of it; what came stays for the next try, which counts it anew."""
         if self._fd >= 0:
+            if not self._finished:
+                self._moved(-self.size)
             os.close(self._fd)
             self._fd = -1
 

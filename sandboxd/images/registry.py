@@ -115,7 +115,7 @@ class Registry:
     async def _stretch(self, part: PartialFile, descriptor: Descriptor) -> None:
         """Read from where the file ends to where the answer ends, which must be the end of the blob."""
         headers = {"Range": f"bytes={part.size}-"} if part.size else {}
-        async with self._open(f"blobs/{descriptor.digest}", {**headers, "Accept-Encoding": "identity"}) as response:
+        async with self._open(f"blobs/{descriptor.digest}", headers) as response:
             if part.size and response.status == 200:
                 await asyncio.to_thread(part.restart)
             _check_answer(response, part.size, descriptor)

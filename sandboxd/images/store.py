@@ -180,7 +180,7 @@ class ImageStore:
     async def adopt(self, built: Path, names: Sequence[str], config: ImageConfig, origin: Origin) -> NodeImage:
         """Take a file that was built in a workplace of ours. ImageDamagedError."""
         summed = await asyncio.to_thread(erofs.sum_up, built)
-        self._settle(built, summed)
+        await asyncio.to_thread(self._settle, built, summed)
         return await self._put(summed, names, config, (origin,))
 
     async def name(self, record: Record, names: Sequence[str], origin: Origin) -> NodeImage:
@@ -211,7 +211,7 @@ class ImageStore:
             built = work / "image.erofs"
             await erofs.build(root, built, newest)
             summed = await asyncio.to_thread(erofs.sum_up, built)
-            self._settle(built, summed)
+            await asyncio.to_thread(self._settle, built, summed)
             return summed
 
     def _settle(self, built: Path, summed: Sum) -> None:
@@ -220,6 +220,7 @@ class ImageStore:
         try:
             _look(target, summed)  # the file that sandboxes already share in the page cache stays
         except ImageDamagedError:
+            _sync(built)
             built.replace(target)
 
     @contextmanager
@@ -314,6 +315,15 @@ class ImageStore:
 
     def _file(self, record: Record) -> Path:
         return self._directory / f"{record.hex}.erofs"
+
+
+def _sync(path: Path) -> None:
+    """Put a file on the disk before a record speaks of it."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _look(path: Path, known: Sum) -> None:

@@ -63,7 +63,7 @@ class Transport:
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(resolver=GuardedResolver(self.origin.host or "", self._trust)),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=self.patience.connect_seconds),
-            headers={"User-Agent": "sandlot"},
+            headers={"User-Agent": "sandlot", "Accept-Encoding": "identity"},
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             max_line_size=_HEADER_BYTES,

@@ -19,6 +19,7 @@ from aiohttp import web
 from harness import eventually
 from registry_kit import (
     HASTE,
+    Answer,
     FakeRegistry,
     digest_of,
     make_image,
@@ -33,7 +34,7 @@ from sandboxd.contract.messages import NodeImage
 from sandboxd.images.base import ImageConfig
 from sandboxd.images.erofs import ImageBuildError
 from sandboxd.images.failures import ImageSourceError
-from sandboxd.images.intake import Intake
+from sandboxd.images.intake import Intake, Unwatched
 from sandboxd.images.layers import LayerFile, build_from_layers
 from sandboxd.images.layouts import FileSource, is_image
 from sandboxd.images.manifests import Platform
@@ -289,6 +290,38 @@ async def test_what_is_here_is_not_fetched_again(store: ImageStore, registry: Fa
     again = await take(store, pulled(registry, ":other"), "two")
     assert (again.id, again.names) == (first.id, ["one", "two"])
     assert len(registry.asked("blobs")) == count + 1  # its config
+
+
+async def test_progress_ends_at_what_there_was_to_do(store: ImageStore, registry: FakeRegistry) -> None:
+    registry.put(IMAGE, "latest")
+    seen: list[int] = []
+
+    class Counting(Unwatched):
+        def moved(self, count: int) -> None:
+            seen.append(count)
+
+    registry.mischief["blobs"] = _first_time_broken(IMAGE.layer_digests)
+    async with pulled(registry) as source:
+        await Intake(store).take(source, AMD64, kind="registry", reference="x", names=(), watch=Counting())
+    assert sum(seen) == sum(len(IMAGE.blobs[digest]) for digest in IMAGE.layer_digests)
+
+
+def _first_time_broken(digests: list[str]) -> Answer:
+    left = set(digests)
+
+    async def answer(request: web.Request) -> web.StreamResponse | None:
+        digest = request.path.rpartition("/")[2]
+        if digest not in left:
+            return None
+        left.remove(digest)
+        response = web.StreamResponse(headers={"Content-Length": str(len(IMAGE.blobs[digest]))})
+        await response.prepare(request)
+        await response.write(IMAGE.blobs[digest][:20])
+        assert request.transport is not None
+        request.transport.abort()
+        return response
+
+    return answer
 
 
 async def test_a_tag_that_moves_takes_its_name_along(store: ImageStore, registry: FakeRegistry) -> None:

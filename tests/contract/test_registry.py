@@ -121,6 +121,13 @@ async def test_layers_come_whole_and_once(registry: FakeRegistry, image: MadeIma
     )
 
 
+async def test_nothing_is_encoded_and_nobody_is_remembered(registry: FakeRegistry, image: MadeImage) -> None:
+    registry.mischief["manifests"] = answers(200, image.manifest, Set_Cookie="track=me; Path=/")
+    await found(registry)
+    assert {request.headers["Accept-Encoding"] for request in registry.seen} == {"identity"}
+    assert all("Cookie" not in request.headers for request in registry.seen)
+
+
 async def test_docker_documents_are_read_too(registry: FakeRegistry) -> None:
     image = registry.put(make_image([tar_of({"a": b"a"})], docker=True), "docker")
     assert (await found(registry, ":docker")).digest == image.digest
