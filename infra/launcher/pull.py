@@ -3,7 +3,7 @@
 import platform as machine
 import sys
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Final
@@ -175,6 +175,10 @@ class Progress:
 
     def building(self) -> None:
         self._line("making the image")
+
+    def built(self, dropped: Mapping[str, int]) -> None:
+        if dropped:
+            self._line(f"left out: {', '.join(f'{count} {what}' for what, count in sorted(dropped.items()))}")
 
     def end(self) -> None:
         if self._open:

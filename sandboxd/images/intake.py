@@ -4,7 +4,7 @@ import asyncio
 import json
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,8 +17,9 @@ from sandboxd.images.failures import ImageReason, ImageSourceError, too_large
 from sandboxd.images.layers import LayerFile, build_from_layers
 from sandboxd.images.locks import own_directory, remove_if_free
 from sandboxd.images.manifests import Descriptor, Platform
-from sandboxd.images.sources import Found, Source, in_thread
+from sandboxd.images.sources import Found, Source
 from sandboxd.images.store import ImageStore
+from sandboxd.images.threads import in_thread
 from sandboxd.images.tree import ImportLimits
 
 _PULLING: Final = ".pulling"
@@ -43,6 +44,10 @@ class Watch(Protocol):
 
     def building(self) -> None: ...
 
+    def built(self, dropped: Mapping[str, int]) -> None:
+        """The image is made; `dropped` says how much was left out, by what it was."""
+        ...
+
 
 class Unwatched:
     """Nobody looks."""
@@ -60,6 +65,9 @@ class Unwatched:
         pass
 
     def building(self) -> None:
+        pass
+
+    def built(self, dropped: Mapping[str, int]) -> None:
         pass
 
 
@@ -98,13 +106,14 @@ class Intake:
         directory = self._home / found.digest.removeprefix("sha256:")
         self._check_room(found, directory)
         watch.found(found)
-        await asyncio.to_thread(self._sweep)
+        await in_thread(self._sweep)
         async with own_directory(directory, watch.waiting):
             if (image := await self._known(found, names, origin)) is None:
                 layers = await self._fetch(source, found, directory, watch)
                 watch.building()
-                image = await self._build(layers, found.described.config, names, origin)
-            await asyncio.to_thread(shutil.rmtree, directory)
+                image, dropped = await self._build(layers, found.described.config, names, origin)
+                watch.built(dropped)
+            await in_thread(lambda: shutil.rmtree(directory))
         return image
 
     async def _known(self, found: Found, names: Sequence[str], origin: Origin) -> NodeImage | None:
@@ -142,18 +151,19 @@ class Intake:
 
     async def _build(
         self, layers: Sequence[LayerFile], config: ImageConfig, names: Sequence[str], origin: Origin
-    ) -> NodeImage:
+    ) -> tuple[NodeImage, Mapping[str, int]]:
         with self._store.workplace() as work:
             spool = work / "spool"
             spool.mkdir()
             target = work / "image.erofs"
 
-            def build() -> None:
-                build_from_layers(layers, target, spool=spool, limits=self._limits)
+            def build() -> Mapping[str, int]:
+                built = build_from_layers(layers, target, spool=spool, limits=self._limits)
                 erofs.set_apart(target, json.dumps(asdict(config), sort_keys=True).encode())
+                return built.dropped
 
-            await in_thread(build)
-            return await self._store.adopt(target, names, config, origin)
+            dropped = await in_thread(build)
+            return await self._store.adopt(target, names, config, origin), dropped
 
     def _sweep(self) -> None:
         """Remove downloads nobody came back for."""

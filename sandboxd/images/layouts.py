@@ -23,7 +23,8 @@ from sandboxd.images.manifests import (
     parse_saved,
 )
 from sandboxd.images.partial import Moved, PartialFile
-from sandboxd.images.sources import Found, complete, in_thread, only, walk
+from sandboxd.images.sources import Found, complete, only, walk
+from sandboxd.images.threads import in_thread
 
 _LAYOUT: Final = "oci-layout"
 _INDEX: Final = "index.json"

@@ -17,6 +17,7 @@ from sandboxd.images.challenges import parse_challenges, parse_retry_after
 from sandboxd.images.failures import ImageReason, ImageSourceError, corrupt, not_found, unauthorized, unavailable
 from sandboxd.images.manifests import INDEXES, MANIFEST_LIMIT, MANIFESTS, Descriptor, check, digest_of
 from sandboxd.images.partial import Moved, PartialFile
+from sandboxd.images.threads import in_thread
 from sandboxd.images.tokens import Admission, Credential
 from sandboxd.images.transport import Patience, TransientError, Transport, read_all
 
@@ -68,10 +69,10 @@ class Registry:
         """Fetch a blob into `directory`, going on where an earlier try ended; return the checked file."""
         part = PartialFile(directory, descriptor, moved)
         try:
-            if not await asyncio.to_thread(part.open):
+            if not await in_thread(part.open):
                 await self._fill(part, descriptor)
         finally:
-            await asyncio.to_thread(part.close)
+            await in_thread(part.close)
         return part.target
 
     async def _manifest(self, wanted: str) -> tuple[bytes, str | None]:
@@ -100,7 +101,7 @@ class Registry:
             try:
                 if part.size < descriptor.size:
                     await self._stretch(part, descriptor)
-                return await asyncio.to_thread(part.finish)
+                return await in_thread(part.finish)
             except TransientError as error:
                 idle = 0 if part.size - best >= _PROGRESS else idle + 1
                 await self._pause(idle, error)
@@ -108,7 +109,7 @@ class Registry:
                 # What was put together from several stretches is tried once more in one.
                 if error.reason is not ImageReason.CORRUPT or not (pieced or part.pieced):
                     raise
-                await asyncio.to_thread(part.restart)
+                await in_thread(part.restart)
                 best = descriptor.size
             best = max(best, part.size)
 
@@ -117,7 +118,7 @@ class Registry:
         headers = {"Range": f"bytes={part.size}-"} if part.size else {}
         async with self._open(f"blobs/{descriptor.digest}", headers) as response:
             if part.size and response.status == 200:
-                await asyncio.to_thread(part.restart)
+                await in_thread(part.restart)
             _check_answer(response, part.size, descriptor)
             await self._read(response, part)
         if part.size < descriptor.size:
@@ -134,7 +135,7 @@ class Registry:
                     if len(pending) >= _PIECE:
                         data = bytes(pending)
                         pending.clear()
-                        await asyncio.to_thread(part.write, data)
+                        await in_thread(lambda data=data: part.write(data))
                     if came >= self._patience.window_bytes:
                         watch.reschedule(loop.time() + window)
                         came = 0
@@ -143,7 +144,7 @@ class Registry:
         except (aiohttp.ClientError, OSError) as error:
             raise TransientError(f"{self.host} broke off") from error
         finally:
-            await asyncio.to_thread(part.write, bytes(pending))
+            await in_thread(lambda: part.write(bytes(pending)))
 
     @asynccontextmanager
     async def _open(self, path: str, headers: Mapping[str, str]) -> AsyncGenerator[aiohttp.ClientResponse]:

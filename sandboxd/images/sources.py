@@ -1,6 +1,5 @@
 """Where an image comes from, whatever it is: the same steps in the same order, each blob checked before it is used."""
 
-import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -163,13 +162,3 @@ class _Manifests:
         if descriptor.size > limit:
             raise too_large(f"manifest has {descriptor.size} bytes; at most {limit} are read")
         return (await self.endpoint.manifest(descriptor.digest))[0]
-
-
-async def in_thread(work: Callable[[], T]) -> T:
-    """Do blocking work; a cancellation waits for its end, so that no file is closed under it."""
-    future = asyncio.get_running_loop().run_in_executor(None, work)
-    try:
-        return await asyncio.shield(future)
-    except asyncio.CancelledError:
-        await asyncio.wait([future])
-        raise

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import zstandard
 from aiohttp import web
 
 from harness import eventually
@@ -21,6 +22,7 @@ from registry_kit import (
     HASTE,
     Answer,
     FakeRegistry,
+    MadeImage,
     digest_of,
     make_image,
     make_index,
@@ -352,12 +354,11 @@ async def test_a_layer_that_is_not_its_diff_id_makes_no_image(store: ImageStore,
     registry.put(other)
     registry.put(IMAGE)
     registry.manifests["latest"] = manifest, IMAGE.media_type
-    with pytest.raises(Exception, match="sha256"):
-        await take(store, pulled(registry), "app")
+    await refused(take(store, pulled(registry), "app"), "corrupt", digest_of(LAYERS[0]))
     assert store.records() == []
 
 
-def built(tmp_path: Path, *layers: bytes) -> dict[str, bytes]:
+def built(tmp_path: Path, *layers: bytes, dropped: dict[str, int] | None = None) -> dict[str, bytes]:
     """The files of the image of these layers."""
     files: list[LayerFile] = []
     for number, layer in enumerate(layers):
@@ -365,7 +366,8 @@ def built(tmp_path: Path, *layers: bytes) -> dict[str, bytes]:
         files.append(LayerFile(tmp_path / f"{number}.tar", "application/vnd.oci.image.layer.v1.tar", digest_of(layer)))
     spool = tmp_path / "spool"
     spool.mkdir()
-    build_from_layers(files, tmp_path / "image", spool=spool, limits=ImportLimits())
+    made = build_from_layers(files, tmp_path / "image", spool=spool, limits=ImportLimits())
+    assert made.dropped == (dropped or {})
     command = ["fsck.erofs", f"--extract={tmp_path}/out", str(tmp_path / "image")]
     subprocess.run(command, check=True, capture_output=True)
     root = tmp_path / "out"
@@ -377,6 +379,81 @@ def test_layers_lie_over_each_other(tmp_path: Path) -> None:
     upper = tar_of({"a": b"2", ".wh.b": b"", "d": b"now a file", "o/new": b"2", "o/.wh..wh..opq": b"", "e/f": b"2"})
     top = tar_of({"d/": b"", "d/z": b"3", ".wh.never": b"", "e/.wh.f": b"", "e/f": b"3"})
     assert built(tmp_path, lower, upper, top) == {"a": b"2", "d/z": b"3", "o/new": b"2", "e/f": b"3"}
+
+
+def test_layers_write_through_links_as_everywhere_but_never_out(tmp_path: Path) -> None:
+    lower = _tar(
+        member("usr/lib/", tarfile.DIRTYPE),
+        member("lib", tarfile.SYMTYPE, "usr/lib"),
+        member("out", tarfile.SYMTYPE, "../../../../../.."),
+        member("host", tarfile.SYMTYPE, str(tmp_path)),
+        member("loop", tarfile.SYMTYPE, "loop"),
+    )
+    upper = tar_of({"lib/new": b"1", "out/file": b"2", "host/file": b"3"})
+    files = built(tmp_path, lower, upper)
+    assert files == {"usr/lib/new": b"1", "file": b"2", f"{str(tmp_path).lstrip('/')}/file": b"3"}
+    assert not (tmp_path / "file").exists()
+    top = tar_of({"lib/.wh.new": b"", "lib/newer": b"1"})
+    (tmp_path / "two").mkdir()
+    assert "usr/lib/new" not in built(tmp_path / "two", lower, upper, top)
+    (tmp_path / "three").mkdir()
+    with pytest.raises(ImageBuildError, match="without end"):
+        built(tmp_path / "three", lower, tar_of({"loop/x": b""}))
+
+
+def test_links_and_devices_of_layers(tmp_path: Path) -> None:
+    lower = _tar(member("d/", tarfile.DIRTYPE), member("s", tarfile.SYMTYPE, "d"), member("null", tarfile.CHRTYPE))
+    upper = tar_of({"d/one": b"1"})
+    top = _tar(member("two", tarfile.LNKTYPE, "s/one"), member("pipe", tarfile.FIFOTYPE))
+    assert built(tmp_path, lower, upper, top, dropped={"devices": 1, "pipes": 1}) == {"d/one": b"1", "two": b"1"}
+    (tmp_path / "out2").mkdir()
+    with pytest.raises(ImageBuildError):
+        built(tmp_path / "out2", _tar(member("x", tarfile.LNKTYPE, "../../../etc/passwd")))
+
+
+def _tar(*members: tarfile.TarInfo) -> bytes:
+    written = io.BytesIO()
+    with tarfile.open(fileobj=written, mode="w") as archive:
+        for info in members:
+            archive.addfile(info)
+    return written.getvalue()
+
+
+async def test_layers_come_plain_in_gzip_and_in_zstd(store: ImageStore, tmp_path: Path) -> None:
+    ids: set[str] = set()
+    for compress in (bytes, gzip.compress, zstandard.compress):
+        blobs = [compress(layer) for layer in LAYERS]
+        document = json.loads(IMAGE.manifest)
+        document["layers"] = [
+            {"mediaType": "application/vnd.oci.image.layer.v1.tar+zstd", "digest": digest_of(blob), "size": len(blob)}
+            for blob in blobs
+        ]
+        image = MadeImage({digest_of(blob): blob for blob in blobs}, json.dumps(document).encode(), IMAGE.config)
+        image.blobs |= {image.digest: image.manifest, digest_of(image.config): image.config}
+        layout = write_layout(tmp_path / f"l{len(blobs[0])}", (image, None))
+        ids.add((await take(store, file(store, layout), "app")).id)
+    assert len(ids) == 1
+
+
+async def test_damaged_and_endless_layers_make_no_image(store: ImageStore, tmp_path: Path) -> None:
+    whole = gzip.compress(LAYERS[0])
+    for number, (blob, reason) in enumerate(
+        (
+            (whole[:-10], "corrupt"),
+            (whole[:50], "corrupt"),
+            (b"\x28\xb5\x2f\xfd" + b"x" * 50, "corrupt"),
+            (LAYERS[0][:700], "corrupt"),
+            (os.urandom(2000), "corrupt"),
+            (gzip.compress(LAYERS[0] + bytes(1 << 24)), "too_large"),
+        )
+    ):
+        document = json.loads(IMAGE.manifest)
+        document["layers"][0] |= {"digest": digest_of(blob), "size": len(blob)}
+        image = MadeImage(IMAGE.blobs | {digest_of(blob): blob}, json.dumps(document).encode(), IMAGE.config)
+        image.blobs[image.digest] = image.manifest
+        layout = write_layout(tmp_path / f"l{number}", (image, None))
+        await refused(take(store, file(store, layout), size_bytes=1 << 20, entries=100), reason)
+    assert store.records() == []
 
 
 def test_no_layer_leads_out_of_the_image(tmp_path: Path) -> None:
