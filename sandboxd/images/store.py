@@ -11,17 +11,20 @@ import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Generator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Event
 from typing import Any, Final
 
 from sandboxd.contract.ids import image_id_from_digest
 from sandboxd.contract.messages import NodeImage
-from sandboxd.images import erofs, tree, unpack
+from sandboxd.images import erofs, layers
 from sandboxd.images.base import ImageConfig, ImageDamagedError, ImageMissingError, LocalImage
 from sandboxd.images.erofs import ImageBuildError, Sum
+from sandboxd.images.layers import Built
+from sandboxd.images.tree import ImportLimits
 
 _WORK: Final = ".work"
 _TICK_NS: Final = 20_000_000
@@ -56,16 +59,16 @@ class _Flight:
     """One import that is under way; whoever asks for the same meanwhile gets its result."""
 
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    sum: Sum | None = None
+    built: Built | None = None
     waiters: int = 0
 
 
 class ImageStore:
     """Imports, names, checks and lends images. All methods may be called at any time, from one event loop."""
 
-    def __init__(self, directory: Path, limits: tree.ImportLimits | None = None) -> None:
+    def __init__(self, directory: Path, limits: ImportLimits | None = None) -> None:
         self._directory = directory
-        self._limits = limits or tree.ImportLimits()
+        self._limits = limits or ImportLimits()
         self._records: dict[str, _Record] = {}
         self._stamp = -1
         self._settled = False
@@ -108,16 +111,27 @@ class ImageStore:
         finally:
             self._leases[image_id] -= 1
 
-    async def import_path(self, source: Path, names: Sequence[str], config: ImageConfig) -> NodeImage:
-        """Make an image of a directory or a tar. The same tree gives the same image. ImageBuildError."""
+    async def import_path(
+        self,
+        source: Path,
+        names: Sequence[str],
+        config: ImageConfig,
+        report: Callable[[Mapping[str, int]], None] | None = None,
+    ) -> NodeImage:
+        """Make an image of a directory or a tar. The same tree gives the same image. ImageBuildError.
+
+        `report` is told how many entries lost something, by what it was.
+        """
         source = source.resolve()
         flight = self._flights.setdefault(source, _Flight())
         flight.waiters += 1
         try:
             async with flight.lock:
-                if flight.sum is None:
-                    flight.sum = await self._import(source)
-            return await self._put(flight.sum, names, config)
+                if flight.built is None:
+                    flight.built = await self._import(source)
+            if report is not None:
+                report(flight.built.dropped)
+            return await self._put(flight.built.sum, names, config)
         finally:
             flight.waiters -= 1
             if not flight.waiters:
@@ -161,27 +175,23 @@ class ImageStore:
             self._damaged.add(image_id)
             raise ImageDamagedError(f"{image_id} is not what its digest says")
 
-    async def _import(self, source: Path) -> Sum:
+    async def _import(self, source: Path) -> Built:
         with self._workplace() as work:
             if source.is_dir():
-                root = source
-                newest = await asyncio.to_thread(tree.check, root, self._limits)
+                build = layers.build_from_directory
             elif source.is_file():
-                root = work / "root"
-                root.mkdir(mode=0o755)
-                newest = await asyncio.to_thread(unpack.unpack, source, root, self._limits)
+                build = layers.build_from_tar
             else:
                 raise ImageBuildError(f"there is no directory and no file {source}")
-            built = work / "image.erofs"
-            await erofs.build(root, built, newest)
-            summed = await asyncio.to_thread(erofs.sum_up, built)
-            built.chmod(0o444)
-            target = self._directory / f"{summed.digest.removeprefix('sha256:')}.erofs"
+            made, stop = work / "image.erofs", Event()
+            built = await _in_thread(lambda: build(source, made, spool=work, limits=self._limits, stop=stop), stop)
+            made.chmod(0o444)
+            target = self._directory / f"{built.sum.digest.removeprefix('sha256:')}.erofs"
             try:
-                _look(target, summed)  # the file that sandboxes already share in the page cache stays
+                _look(target, built.sum)  # the file that sandboxes already share in the page cache stays
             except ImageDamagedError:
-                built.replace(target)
-            return summed
+                made.replace(target)
+            return built
 
     @contextmanager
     def _workplace(self) -> Generator[Path]:
@@ -260,6 +270,17 @@ class ImageStore:
 
     def _file(self, record: _Record) -> Path:
         return self._directory / f"{record.hex}.erofs"
+
+
+async def _in_thread(work: Callable[[], Built], stop: Event) -> Built:
+    """Build beside the event loop; a cancellation ends the work, and waits for that: its files are in our hands."""
+    future = asyncio.get_running_loop().run_in_executor(None, work)
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        stop.set()
+        await asyncio.wait([future])
+        raise
 
 
 def _look(path: Path, known: Sum) -> None:
