@@ -7,7 +7,7 @@ from pathlib import Path
 
 from infra.config import LauncherConfig
 from infra.launcher.account import LauncherError
-from infra.launcher.pull import naming, platform_of, taking_in
+from infra.launcher.pull import Progress, naming, platform_of, taking_in
 from sandboxd.contract.messages import NodeImage
 from sandboxd.images.base import ImageConfig, ImageDamagedError
 from sandboxd.images.erofs import ImageBuildError
@@ -45,7 +45,7 @@ async def import_image(
     defaults = ImageConfig(env=environment(env), user=user, cwd=cwd)
     async with _store(config) as store:
         try:
-            return await store.import_path(source, [name], defaults)
+            return await store.import_path(source, [name], defaults, Progress().built)
         except (ImageBuildError, ImageDamagedError, tarfile.TarError, OSError) as error:
             fix = "give a directory or a tar file with a whole root file system, and room for it on the disk"
             raise LauncherError(f"{source} cannot become an image: {error}", fix) from error

@@ -11,16 +11,31 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Protocol, cast
 
-from sandboxd.images.erofs import ImageBuildError
-from sandboxd.images.failures import corrupt, too_large, unsafe
+from sandboxd.images.failures import ImageSourceError, corrupt, too_large, unsafe
 from sandboxd.images.partial import no_room
-from sandboxd.images.unpack import Member
 
 _PIECE: Final = 1024 * 1024
 _MEMBERS: Final = 65_536
 _NAME_BYTES: Final = 4096
 _HOPS: Final = 4
+_HEADER_LIMIT: Final = 1024 * 1024
+_HEADERS: Final = (
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
 _GZIP: Final = b"\x1f\x8b"
+
+
+class _Member(tarfile.TarInfo):
+    """A member whose extended header is bounded: the library reads it into memory whole."""
+
+    def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type in _HEADERS and self.size > _HEADER_LIMIT:
+            raise too_large(f"the archive has a header of {self.size} bytes")
+        return super()._proc_member(tar)  # pyright: ignore - the library's one hook before it reads a header
 
 
 class Files(Protocol):
@@ -76,10 +91,10 @@ class TarFiles:
         try:
             with (
                 os.fdopen(os.dup(self._descriptor), "rb") as file,
-                tarfile.open(fileobj=file, mode="r:", tarinfo=Member, errorlevel=2) as archive,
+                tarfile.open(fileobj=file, mode="r:", tarinfo=_Member, errorlevel=2) as archive,
             ):
                 self._read(archive)
-        except (tarfile.TarError, EOFError, UnicodeError, OSError, ImageBuildError) as error:
+        except (tarfile.TarError, EOFError, UnicodeError, OSError) as error:
             self.close()
             raise corrupt(f"{path.name} is no whole tar archive: {error}") from error
         except BaseException:
@@ -142,8 +157,8 @@ class TarFiles:
 def has_member(path: Path, names: Collection[str]) -> bool:
     """Whether a tar, compressed or not, has one of these at its top; what is no tar has none."""
     with (
-        suppress(tarfile.TarError, OSError, EOFError, zlib.error, ImageBuildError),
-        tarfile.open(path, mode="r|*" if is_gzip(path) else "r:", tarinfo=Member) as archive,
+        suppress(tarfile.TarError, OSError, EOFError, zlib.error, ImageSourceError),
+        tarfile.open(path, mode="r|*" if is_gzip(path) else "r:", tarinfo=_Member) as archive,
     ):
         for _ in range(_MEMBERS):
             if (member := archive.next()) is None:

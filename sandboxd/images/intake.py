@@ -8,13 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
+from threading import Event
 from typing import Final, Protocol, cast
 
 from sandboxd.contract.messages import NodeImage
-from sandboxd.images import erofs
 from sandboxd.images.base import ImageConfig, Origin
-from sandboxd.images.failures import ImageReason, ImageSourceError, too_large
-from sandboxd.images.layers import LayerFile, build_from_layers
+from sandboxd.images.erofs import ImageBuildError, SourceDamagedError, SourceTooLargeError
+from sandboxd.images.failures import ImageReason, ImageSourceError, corrupt, too_large, unsafe
+from sandboxd.images.layers import Built, LayerFile, build_from_layers
 from sandboxd.images.locks import own_directory, remove_if_free
 from sandboxd.images.manifests import Descriptor, Platform
 from sandboxd.images.sources import Found, Source
@@ -91,7 +92,7 @@ class Intake:
         names: Sequence[str],
         watch: Watch | None = None,
     ) -> NodeImage:
-        """Make the image, or name it if it is here already. ImageSourceError, ImageBuildError, ImageDamagedError."""
+        """Make the image, or name it if it is here already. ImageSourceError."""
         watch = watch or Unwatched()
         found = await source.find(platform)
         origin = Origin(
@@ -157,13 +158,22 @@ class Intake:
             spool.mkdir()
             target = work / "image.erofs"
 
-            def build() -> Mapping[str, int]:
-                built = build_from_layers(layers, target, spool=spool, limits=self._limits)
-                erofs.set_apart(target, json.dumps(asdict(config), sort_keys=True).encode())
-                return built.dropped
+            # One tree with two configs is two images.
+            apart = json.dumps(asdict(config), sort_keys=True).encode()
+            stop = Event()
 
-            dropped = await in_thread(build)
-            return await self._store.adopt(target, names, config, origin), dropped
+            def build() -> Built:
+                return build_from_layers(layers, target, spool=spool, limits=self._limits, apart=apart, stop=stop)
+
+            try:
+                built = await in_thread(build, stop)
+            except SourceDamagedError as error:
+                raise corrupt(str(error)) from error
+            except SourceTooLargeError as error:
+                raise too_large(str(error)) from error
+            except ImageBuildError as error:
+                raise unsafe(str(error)) from error
+            return await self._store.adopt(target, built.sum, names, config, origin), built.dropped
 
     def _sweep(self) -> None:
         """Remove downloads nobody came back for."""

@@ -10,18 +10,22 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import AsyncGenerator, Generator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from threading import Event
 from typing import Any, Final
 
 from sandboxd.contract.ids import image_id_from_digest
 from sandboxd.contract.messages import NodeImage
-from sandboxd.images import erofs, tree, unpack
+from sandboxd.images import erofs, layers
 from sandboxd.images.base import ImageConfig, ImageDamagedError, ImageMissingError, LocalImage, Origin
 from sandboxd.images.erofs import ImageBuildError, Sum
+from sandboxd.images.layers import Built
 from sandboxd.images.locks import SharedLocks
+from sandboxd.images.threads import in_thread
+from sandboxd.images.tree import ImportLimits
 
 _WORK: Final = ".work"
 LEASES: Final = ".lent"
@@ -60,16 +64,16 @@ class _Flight:
     """One import that is under way; whoever asks for the same meanwhile gets its result."""
 
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    sum: Sum | None = None
+    built: Built | None = None
     waiters: int = 0
 
 
 class ImageStore:
     """Imports, names, checks and lends images. All methods may be called at any time, from one event loop."""
 
-    def __init__(self, directory: Path, limits: tree.ImportLimits | None = None) -> None:
+    def __init__(self, directory: Path, limits: ImportLimits | None = None) -> None:
         self._directory = directory
-        self._limits = limits or tree.ImportLimits()
+        self._limits = limits or ImportLimits()
         self._records: dict[str, Record] = {}
         self._stamp = -1
         self._settled = False
@@ -114,16 +118,27 @@ class ImageStore:
         with self._held_by_us.hold(record.hex):
             yield LocalImage(id=image_id, digest=record.sum.digest, path=path, config=record.config)
 
-    async def import_path(self, source: Path, names: Sequence[str], config: ImageConfig) -> NodeImage:
-        """Make an image of a directory or a tar. The same tree gives the same image. ImageBuildError."""
+    async def import_path(
+        self,
+        source: Path,
+        names: Sequence[str],
+        config: ImageConfig,
+        report: Callable[[Mapping[str, int]], None] | None = None,
+    ) -> NodeImage:
+        """Make an image of a directory or a tar. The same tree gives the same image. ImageBuildError.
+
+        `report` is told how many entries lost something, by what it was.
+        """
         source = source.resolve()
         flight = self._flights.setdefault(source, _Flight())
         flight.waiters += 1
         try:
             async with flight.lock:
-                if flight.sum is None:
-                    flight.sum = await self._import(source)
-            return await self._put(flight.sum, names, config)
+                if flight.built is None:
+                    flight.built = await self._import(source)
+            if report is not None:
+                report(flight.built.dropped)
+            return await self._put(flight.built.sum, names, config)
         finally:
             flight.waiters -= 1
             if not flight.waiters:
@@ -177,10 +192,11 @@ class ImageStore:
                     return record
         return None
 
-    async def adopt(self, built: Path, names: Sequence[str], config: ImageConfig, origin: Origin) -> NodeImage:
-        """Take a file that was built in a workplace of ours. ImageDamagedError."""
-        summed = await asyncio.to_thread(erofs.sum_up, built)
-        await asyncio.to_thread(self._settle, built, summed)
+    async def adopt(
+        self, built: Path, summed: Sum, names: Sequence[str], config: ImageConfig, origin: Origin
+    ) -> NodeImage:
+        """Take a file that was built in a workplace of ours."""
+        await in_thread(lambda: self._settle(built, summed))
         return await self._put(summed, names, config, (origin,))
 
     async def name(self, record: Record, names: Sequence[str], origin: Origin) -> NodeImage:
@@ -197,22 +213,18 @@ class ImageStore:
             self._damaged.add(image_id)
             raise ImageDamagedError(f"{image_id} is not what its digest says")
 
-    async def _import(self, source: Path) -> Sum:
+    async def _import(self, source: Path) -> Built:
         with self.workplace() as work:
             if source.is_dir():
-                root = source
-                newest = await asyncio.to_thread(tree.check, root, self._limits)
+                build = layers.build_from_directory
             elif source.is_file():
-                root = work / "root"
-                root.mkdir(mode=0o755)
-                newest = await asyncio.to_thread(unpack.unpack, source, root, self._limits)
+                build = layers.build_from_tar
             else:
                 raise ImageBuildError(f"there is no directory and no file {source}")
-            built = work / "image.erofs"
-            await erofs.build(root, built, newest)
-            summed = await asyncio.to_thread(erofs.sum_up, built)
-            await asyncio.to_thread(self._settle, built, summed)
-            return summed
+            made, stop = work / "image.erofs", Event()
+            built = await in_thread(lambda: build(source, made, spool=work, limits=self._limits, stop=stop), stop)
+            await in_thread(lambda: self._settle(made, built.sum))
+            return built
 
     def _settle(self, built: Path, summed: Sum) -> None:
         built.chmod(0o444)
