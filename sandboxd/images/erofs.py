@@ -1,10 +1,8 @@
-"""EROFS files as the sentry reads them: uncompressed, no inline data, no xattrs; made by mkfs.erofs, checked here."""
+"""EROFS files as the sentry reads them, uncompressed and without xattrs: checked, summed up, put in place."""
 
-import asyncio
 import hashlib
 import os
 import struct
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -14,16 +12,22 @@ from sandboxd.images.base import ImageDamagedError
 SUPERBLOCK_OFFSET: Final = 1024
 SUPERBLOCK_BYTES: Final = 128
 _MAGIC: Final = 0xE0F5E1E2
-_UUID_OFFSET: Final = SUPERBLOCK_OFFSET + 48
 _INCOMPATIBLE_OFFSET: Final = 80
 _BLOCK_BITS_OFFSET: Final = 12
 _PAGE_BITS: Final = 12
-_NO_UUID: Final = "00000000-0000-0000-0000-000000000000"
 _CHUNK: Final = 1024 * 1024
 
 
 class ImageBuildError(Exception):
     """The source cannot become an image; `str()` says why, for the person who asked."""
+
+
+class SourceDamagedError(ImageBuildError):
+    """What came is cut off, or not what its format or its digest says."""
+
+
+class SourceTooLargeError(ImageBuildError):
+    """More of it than the limits allow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,59 +38,6 @@ class Sum:
     size_bytes: int
     superblock: str
     """SHA-256 of the superblock: cheap to look at again before each start."""
-
-
-async def build(tree: Path, target: Path, newest_mtime: int) -> None:
-    """Write the tree as an EROFS file whose bytes depend on nothing but the tree. ImageBuildError."""
-    program = await _mkfs(tree, target, newest_mtime)
-    if program.returncode != 0:
-        raise ImageBuildError(f"mkfs.erofs failed: {program.words}")
-    await asyncio.to_thread(_set_uuid, target)
-
-
-@dataclass(frozen=True, slots=True)
-class _Ended:
-    returncode: int
-    words: str
-
-
-async def _mkfs(tree: Path, target: Path, newest_mtime: int) -> _Ended:
-    with tempfile.TemporaryFile() as words:
-        try:
-            process = await asyncio.create_subprocess_exec(
-                "mkfs.erofs",
-                "--quiet",
-                "-x-1",
-                "-Enoinline_data,nosbcrc",
-                f"-U{_NO_UUID}",
-                str(target),
-                str(tree),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.DEVNULL,
-                stderr=words,
-                env={"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
-                # The time of the build is in the superblock, and a file younger than it would lose its own.
-                | {"SOURCE_DATE_EPOCH": str(newest_mtime)},
-            )
-        except FileNotFoundError as error:
-            raise ImageBuildError("mkfs.erofs is not installed (package erofs-utils)") from error
-        try:
-            returncode = await process.wait()
-        except asyncio.CancelledError:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
-            raise
-        words.seek(0)
-        return _Ended(returncode, words.read(4096).decode(errors="replace").strip())
-
-
-def _set_uuid(path: Path) -> None:
-    """Name the file system after its content, so that no other can stand in for it at a restore."""
-    digest = _digest(path)
-    with path.open("r+b") as file:
-        file.seek(_UUID_OFFSET)
-        file.write(digest.digest()[:16])
 
 
 def sum_up(path: Path) -> Sum:

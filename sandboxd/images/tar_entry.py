@@ -1,0 +1,32 @@
+"""One entry of an archive, as its headers describe it."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+
+class Kind(Enum):
+    """What an entry is; the words are for people."""
+
+    FILE = "file"
+    HARD_LINK = "hard link"
+    SYMLINK = "symbolic link"
+    DIRECTORY = "directory"
+    CHARACTER_DEVICE = "character device"
+    BLOCK_DEVICE = "block device"
+    PIPE = "named pipe"
+
+
+@dataclass(slots=True)
+class Entry:
+    """Names are bytes as they came."""
+
+    name: bytes
+    kind: Kind
+    link: bytes
+    mode: int
+    uid: int
+    gid: int
+    mtime_ns: int
+    size: int
+    """Bytes of the file, holes included."""
+    xattrs: list[bytes] = field(default_factory=list[bytes])
