@@ -38,7 +38,11 @@ guest: environment ## Build the guest agent
 	@$(BIN)/python -m infra.setup guest
 
 .PHONY: test
-test: setup check go-test pytest ## Set up, check and run every test
+test: setup test-tools check go-test pytest ## Set up, check and run every test
+
+.PHONY: test-tools
+test-tools: environment ## Fetch what only tests need: a registry and skopeo, from Debian's packages
+	@$(BIN)/python -m infra.setup test-tools
 
 .PHONY: pytest
 pytest: environment ## Run the Python tests (PYTEST_ARGS="tests/unit -k ...")

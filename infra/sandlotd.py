@@ -1,27 +1,23 @@
 """The command `sandlotd`: one box up and down, its programs alone, its images, its health."""
 
-import asyncio
-import json
 import os
 import sys
 from importlib.metadata import version as package_version
-from pathlib import Path
 from typing import Annotated
 
 import typer
 from pydantic import ValidationError
 
+from infra import image_commands
 from infra.config import LauncherConfig
 from infra.doctor import report
 from infra.launcher import account, box, programs
 from infra.launcher.account import LauncherError
-from infra.launcher.images import import_image, list_images
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Sandlot on this machine.", pretty_exceptions_enable=False
 )
-images = typer.Typer(no_args_is_help=True, help="Images of this node.")
-app.add_typer(images, name="image")
+app.add_typer(image_commands.app, name="image")
 
 
 @app.command()
@@ -68,34 +64,6 @@ def doctor(
 def version() -> None:
     """Print the version."""
     print(package_version("sandlot-server"))
-
-
-@images.command("import")
-def image_import(
-    source: Annotated[Path, typer.Argument(help="A directory or tar file with a root file system.", exists=True)],
-    name: Annotated[str, typer.Argument(help="The name sandboxes ask for.")],
-    user: Annotated[str | None, typer.Option(help="Default user: a name or uid[:gid].")] = None,
-    cwd: Annotated[str | None, typer.Option(help="Default working directory.")] = None,
-    env: Annotated[list[str] | None, typer.Option(help="NAME=value, repeatable.")] = None,
-) -> None:
-    """Make an image of a root file system; the node knows it at once."""
-    config = LauncherConfig()
-    account.require_root()
-    account.ensure_directories(config, account.ensure_account(config.api_user))
-    image = asyncio.run(import_image(config, source, name, user=user, cwd=cwd, env=env or []))
-    print(f"{image.id}  {name}  {image.size_bytes >> 20} MiB")
-
-
-@images.command("ls")
-def image_ls(
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
-) -> None:
-    """List the images of this node."""
-    for image in asyncio.run(list_images(LauncherConfig())):
-        if as_json:
-            print(json.dumps(image.model_dump(mode="json")))
-        else:
-            print(f"{image.id}  {','.join(image.names) or '-'}  {image.size_bytes >> 20} MiB  {image.digest}")
 
 
 def _become(argv: tuple[str, ...], config: LauncherConfig, *, home: str) -> None:

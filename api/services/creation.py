@@ -191,7 +191,7 @@ def _spec(platform: Platform, caller: Caller, body: SandboxRequest) -> SandboxSp
         raise ProblemError(
             "image_not_found",
             f"There is no image {body.image!r}.",
-            hint="Use base, or import one with sandlotd image import.",
+            hint="Use base, or pull one with sandlotd image pull.",
         )
     return SandboxSpec(
         image=image,

@@ -85,6 +85,8 @@ def page() -> str:
 
 
 def _default(field: FieldInfo) -> str:
+    if field.default_factory is dict or field.default == ():
+        return "none"
     if field.default_factory is not None:
         return "of the machine"
     value = field.default

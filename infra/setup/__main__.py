@@ -1,5 +1,7 @@
 """`python -m infra.setup [runsc] [guest] [image]`: carry out these steps, or all of them.
 
+`python -m infra.setup test-tools` fetches what only tests need.
+
 `python -m infra.setup go|gofmt ARGUMENTS...` runs the Go tool set-up would use, in the guest's sources.
 """
 
@@ -11,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from infra.setup import base_image, guest, runsc
+from infra.setup import base_image, guest, runsc, tools_for_tests
 from infra.setup.places import cache_dir
 from infra.setup.progress import Progress, SetupError, fail, output_of
 from infra.setup.toolchain import GO_ENV, find_go
@@ -21,15 +23,17 @@ STEPS: Final[dict[str, Callable[[Progress, Path], str]]] = {
     "guest": guest.provide,
     "image": base_image.provide,
 }
+FOR_TESTS: Final[dict[str, Callable[[Progress, Path], str]]] = {"test-tools": tools_for_tests.provide}
 
 
 def main(arguments: list[str]) -> int:
     """Return the exit status: 0 done, 1 a step failed and said how to fix it, 2 no such step."""
     if arguments[:1] in (["go"], ["gofmt"]):
         return _go_tool(arguments)
-    unknown = [name for name in arguments if name not in STEPS]
+    steps = STEPS | FOR_TESTS
+    unknown = [name for name in arguments if name not in steps]
     if unknown:
-        print(f"no such step: {', '.join(unknown)}; there are {', '.join(STEPS)}", file=sys.stderr)
+        print(f"no such step: {', '.join(unknown)}; there are {', '.join(steps)}", file=sys.stderr)
         return 2
     cache = cache_dir()
     progress = Progress(cache / "logs")
@@ -37,7 +41,7 @@ def main(arguments: list[str]) -> int:
     try:
         cache.mkdir(parents=True, exist_ok=True)
         for name in arguments or STEPS:
-            STEPS[name](progress, cache)
+            steps[name](progress, cache)
     except SetupError as error:
         fail(error)
         return 1

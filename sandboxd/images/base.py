@@ -17,6 +17,25 @@ class ImageConfig:
     cwd: str | None = None
     entrypoint: tuple[str, ...] = ()
     cmd: tuple[str, ...] = ()
+    labels: dict[str, str] = field(default_factory=dict[str, str])
+    """For people and programs that ask; nothing here acts on them."""
+    ports: tuple[str, ...] = ()
+    """What its makers say it listens on, such as `8080/tcp`; information only."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """Where an image came from, once."""
+
+    kind: str
+    """`registry` or `file`."""
+    reference: str
+    """The canonical reference, or the name of the file."""
+    digest: str
+    """Of the manifest that was taken; of the config where there was no manifest."""
+    platform: str
+    at: str
+    """When, RFC 3339."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

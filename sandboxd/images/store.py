@@ -10,10 +10,9 @@ import os
 import shutil
 import tempfile
 import time
-from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from threading import Event
 from typing import Any, Final
@@ -21,12 +20,16 @@ from typing import Any, Final
 from sandboxd.contract.ids import image_id_from_digest
 from sandboxd.contract.messages import NodeImage
 from sandboxd.images import erofs, layers
-from sandboxd.images.base import ImageConfig, ImageDamagedError, ImageMissingError, LocalImage
+from sandboxd.images.base import ImageConfig, ImageDamagedError, ImageMissingError, LocalImage, Origin
 from sandboxd.images.erofs import ImageBuildError, Sum
 from sandboxd.images.layers import Built
+from sandboxd.images.locks import SharedLocks
+from sandboxd.images.threads import in_thread
 from sandboxd.images.tree import ImportLimits
 
 _WORK: Final = ".work"
+LEASES: Final = ".lent"
+_ORIGINS: Final = 8
 _TICK_NS: Final = 20_000_000
 
 
@@ -35,12 +38,14 @@ class ImageInUseError(Exception):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Record:
+class Record:
     """What is known of one image."""
 
     sum: Sum
     names: tuple[str, ...]
     config: ImageConfig
+    origins: tuple[Origin, ...] = ()
+    """Where it came from, the latest last; empty for trees."""
 
     @property
     def id(self) -> str:
@@ -69,12 +74,17 @@ class ImageStore:
     def __init__(self, directory: Path, limits: ImportLimits | None = None) -> None:
         self._directory = directory
         self._limits = limits or ImportLimits()
-        self._records: dict[str, _Record] = {}
+        self._records: dict[str, Record] = {}
         self._stamp = -1
         self._settled = False
         self._damaged: set[str] = set()
-        self._leases: Counter[str] = Counter()
+        self._held_by_us = SharedLocks(directory / LEASES)
         self._flights: dict[Path, _Flight] = {}
+
+    @property
+    def directory(self) -> Path:
+        """Where everything lies."""
+        return self._directory
 
     async def open(self) -> None:
         """Make the directory, and clear away what imports left that were cut off."""
@@ -105,11 +115,8 @@ class ImageStore:
             self._damaged.add(image_id)
             raise
         self._damaged.discard(image_id)
-        self._leases[image_id] += 1
-        try:
+        with self._held_by_us.hold(record.hex):
             yield LocalImage(id=image_id, digest=record.sum.digest, path=path, config=record.config)
-        finally:
-            self._leases[image_id] -= 1
 
     async def import_path(
         self,
@@ -157,13 +164,44 @@ class ImageStore:
         return await self._put(summed, names, config)
 
     async def remove(self, image_id: str) -> None:
-        """Forget an image and its file; nothing happens when there is none. ImageInUseError."""
-        if self._leases[image_id]:
-            raise ImageInUseError(f"{image_id} is in use by {self._leases[image_id]} sandboxes")
+        """Forget an image and its file; nothing happens when there is none. ImageInUseError.
+
+        Leases of other processes count.
+        """
         self._refresh()
         if (record := self._records.get(image_id)) is not None:
             await asyncio.to_thread(self._delete, record)
             self._refresh()
+
+    async def unname(self, name: str) -> None:
+        """Take a name from the image that has it; the image stays."""
+        await asyncio.to_thread(self._unname, name)
+        self._refresh()
+
+    def records(self) -> list[Record]:
+        """List everything known, damaged or not."""
+        self._refresh()
+        return list(self._records.values())
+
+    def came_from(self, digest: str) -> Record | None:
+        """Return the image that was made from this manifest, if its file is there."""
+        for record in self.records():
+            if record.id not in self._damaged and any(origin.digest == digest for origin in record.origins):
+                with suppress(ImageDamagedError):
+                    _look(self._file(record), record.sum)
+                    return record
+        return None
+
+    async def adopt(
+        self, built: Path, summed: Sum, names: Sequence[str], config: ImageConfig, origin: Origin
+    ) -> NodeImage:
+        """Take a file that was built in a workplace of ours."""
+        await in_thread(lambda: self._settle(built, summed))
+        return await self._put(summed, names, config, (origin,))
+
+    async def name(self, record: Record, names: Sequence[str], origin: Origin) -> NodeImage:
+        """Give an image that is there more names."""
+        return await self._put(record.sum, names, record.config, (origin,))
 
     async def verify(self, image_id: str) -> None:
         """Read the whole file and compare its digest. ImageMissingError, ImageDamagedError."""
@@ -176,7 +214,7 @@ class ImageStore:
             raise ImageDamagedError(f"{image_id} is not what its digest says")
 
     async def _import(self, source: Path) -> Built:
-        with self._workplace() as work:
+        with self.workplace() as work:
             if source.is_dir():
                 build = layers.build_from_directory
             elif source.is_file():
@@ -184,17 +222,21 @@ class ImageStore:
             else:
                 raise ImageBuildError(f"there is no directory and no file {source}")
             made, stop = work / "image.erofs", Event()
-            built = await _in_thread(lambda: build(source, made, spool=work, limits=self._limits, stop=stop), stop)
-            made.chmod(0o444)
-            target = self._directory / f"{built.sum.digest.removeprefix('sha256:')}.erofs"
-            try:
-                _look(target, built.sum)  # the file that sandboxes already share in the page cache stays
-            except ImageDamagedError:
-                made.replace(target)
+            built = await in_thread(lambda: build(source, made, spool=work, limits=self._limits, stop=stop), stop)
+            await in_thread(lambda: self._settle(made, built.sum))
             return built
 
+    def _settle(self, built: Path, summed: Sum) -> None:
+        built.chmod(0o444)
+        target = self._directory / f"{summed.digest.removeprefix('sha256:')}.erofs"
+        try:
+            _look(target, summed)  # the file that sandboxes already share in the page cache stays
+        except ImageDamagedError:
+            _sync(built)
+            built.replace(target)
+
     @contextmanager
-    def _workplace(self) -> Generator[Path]:
+    def workplace(self) -> Generator[Path]:
         """A directory that is somebody's as long as its lock is held, so that a leftover can be told from work."""
         work = Path(tempfile.mkdtemp(dir=self._directory / _WORK))
         lock = os.open(work, os.O_RDONLY)
@@ -205,34 +247,49 @@ class ImageStore:
             shutil.rmtree(work, ignore_errors=True)
             os.close(lock)
 
-    async def _put(self, summed: Sum, names: Sequence[str], config: ImageConfig) -> NodeImage:
-        record = await asyncio.to_thread(self._write, summed, tuple(names), config)
+    async def _put(
+        self, summed: Sum, names: Sequence[str], config: ImageConfig, origins: tuple[Origin, ...] = ()
+    ) -> NodeImage:
+        record = await asyncio.to_thread(self._write, summed, tuple(names), config, origins)
         self._damaged.discard(record.id)
         self._refresh()
         return record.report()
 
-    def _write(self, summed: Sum, names: tuple[str, ...], config: ImageConfig) -> _Record:
+    def _write(self, summed: Sum, names: tuple[str, ...], config: ImageConfig, origins: tuple[Origin, ...]) -> Record:
         """Write the record. A name belongs to one image: it is taken from any other."""
         with self._locked():
             records = _read_all(self._directory)
             old = records.get(image_id_from_digest(summed.digest))
             kept = () if old is None else old.names
-            record = _Record(sum=summed, names=tuple(dict.fromkeys((*kept, *names))), config=config)
+            came = {origin.reference: origin for origin in (*(() if old is None else old.origins), *origins)}
+            record = Record(
+                sum=summed,
+                names=tuple(dict.fromkeys((*kept, *names))),
+                config=config,
+                origins=tuple(came.values())[-_ORIGINS:],
+            )
             for other in records.values():
-                left = tuple(name for name in other.names if name not in names)
-                if other.id != record.id and left != other.names:
-                    _store(self._directory, _Record(sum=other.sum, names=left, config=other.config))
+                if other.id != record.id:
+                    _take_names(self._directory, other, names)
             if record != old:
                 _store(self._directory, record)
             return record
 
-    def _delete(self, record: _Record) -> None:
+    def _unname(self, name: str) -> None:
         with self._locked():
+            for record in _read_all(self._directory).values():
+                _take_names(self._directory, record, (name,))
+
+    def _delete(self, record: Record) -> None:
+        with self._locked(), self._held_by_us.alone(record.hex) as alone:
+            if not alone:
+                raise ImageInUseError(f"{record.id} is in use by sandboxes")
             (self._directory / f"{record.hex}.json").unlink(missing_ok=True)
             self._file(record).unlink(missing_ok=True)
 
     def _make(self) -> None:
         (self._directory / _WORK).mkdir(parents=True, exist_ok=True)
+        (self._directory / LEASES).mkdir(mode=0o700, exist_ok=True)
         self._directory.chmod(0o755)
         (self._directory / _WORK).chmod(0o700)
         for leftover in (self._directory / _WORK).iterdir():
@@ -268,19 +325,17 @@ class ImageStore:
             self._records = _read_all(self._directory)
             self._stamp = stamp
 
-    def _file(self, record: _Record) -> Path:
+    def _file(self, record: Record) -> Path:
         return self._directory / f"{record.hex}.erofs"
 
 
-async def _in_thread(work: Callable[[], Built], stop: Event) -> Built:
-    """Build beside the event loop; a cancellation ends the work, and waits for that: its files are in our hands."""
-    future = asyncio.get_running_loop().run_in_executor(None, work)
+def _sync(path: Path) -> None:
+    """Put a file on the disk before a record speaks of it."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        return await asyncio.shield(future)
-    except asyncio.CancelledError:
-        stop.set()
-        await asyncio.wait([future])
-        raise
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _look(path: Path, known: Sum) -> None:
@@ -295,9 +350,15 @@ def _look(path: Path, known: Sum) -> None:
         raise ImageDamagedError("image file has another superblock")
 
 
-def _read_all(directory: Path) -> dict[str, _Record]:
+def _take_names(directory: Path, record: Record, names: Sequence[str]) -> None:
+    left = tuple(name for name in record.names if name not in names)
+    if left != record.names:
+        _store(directory, replace(record, names=left))
+
+
+def _read_all(directory: Path) -> dict[str, Record]:
     """Read every record that has a file; one that cannot be read is no image."""
-    records: dict[str, _Record] = {}
+    records: dict[str, Record] = {}
     for path in sorted(directory.glob("*.json")):
         with suppress(OSError, ValueError, KeyError, TypeError):
             record = _parse(json.loads(path.read_text()))
@@ -306,8 +367,8 @@ def _read_all(directory: Path) -> dict[str, _Record]:
     return records
 
 
-def _parse(document: dict[str, Any]) -> _Record:
-    return _Record(
+def _parse(document: dict[str, Any]) -> Record:
+    return Record(
         sum=Sum(
             digest=str(document["digest"]),
             size_bytes=int(document["size_bytes"]),
@@ -315,34 +376,37 @@ def _parse(document: dict[str, Any]) -> _Record:
         ),
         names=tuple(str(name) for name in document["names"]),
         config=config_from_json(document["config"]),
+        origins=tuple(_origin(row) for row in document.get("origins") or ()),
     )
+
+
+def _origin(row: dict[str, Any]) -> Origin:
+    return Origin(**{name: str(row[name]) for name in ("kind", "reference", "digest", "platform", "at")})
 
 
 def config_from_json(document: dict[str, Any]) -> ImageConfig:
     """Read defaults of an image from JSON as it is written beside one."""
     env: dict[str, Any] = document.get("env") or {}
+    labels: dict[str, Any] = document.get("labels") or {}
     return ImageConfig(
         env={name: str(value) for name, value in env.items()},
         user=document.get("user") or None,
         cwd=document.get("cwd") or None,
         entrypoint=tuple(str(word) for word in document.get("entrypoint") or ()),
         cmd=tuple(str(word) for word in document.get("cmd") or ()),
+        labels={name: str(value) for name, value in labels.items()},
+        ports=tuple(str(port) for port in document.get("ports") or ()),
     )
 
 
-def _store(directory: Path, record: _Record) -> None:
+def _store(directory: Path, record: Record) -> None:
     document = {
         "digest": record.sum.digest,
         "size_bytes": record.sum.size_bytes,
         "superblock": record.sum.superblock,
         "names": list(record.names),
-        "config": {
-            "env": record.config.env,
-            "user": record.config.user,
-            "cwd": record.config.cwd,
-            "entrypoint": list(record.config.entrypoint),
-            "cmd": list(record.config.cmd),
-        },
+        "config": asdict(record.config),
+        "origins": [asdict(origin) for origin in record.origins],
     }
     target = directory / f"{record.hex}.json"
     with tempfile.NamedTemporaryFile("w", dir=directory, prefix=".", delete=False) as file:

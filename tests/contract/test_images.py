@@ -66,7 +66,7 @@ def member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "", mode: int =
 
 def leftovers(store: ImageStore) -> list[str]:
     directory = store._directory
-    names = [path.name for path in directory.iterdir() if path.name != ".work"]
+    names = [path.name for path in directory.iterdir() if path.name not in {".work", ".lent"}]
     return [name for name in names if name.startswith(".")] + [path.name for path in (directory / ".work").iterdir()]
 
 
@@ -375,7 +375,7 @@ async def test_unreadable_records_are_no_images(store: ImageStore, tmp_path: Pat
 async def test_start_clears_what_was_cut_off_and_spares_what_is_at_work(store: ImageStore, tmp_path: Path) -> None:
     dead = tmp_path / "images/.work/dead"
     dead.mkdir()
-    with store._workplace() as live:
+    with store.workplace() as live:
         await ImageStore(tmp_path / "images").open()
         assert live.exists()
         assert not dead.exists()
