@@ -18,6 +18,7 @@ import aiohttp
 
 from harness import Platform, cache_dir
 from harness import platform as start
+from images import images
 from raw_sandbox import TOKEN, RawBox, RawSandbox, raw_box
 from report import PAGE, Row, median, percentile, render
 from sandboxd.contract.frames import MEDIA_TYPE
@@ -394,6 +395,7 @@ BENCHMARKS: dict[str, Callable[[Platform, RawBox], Awaitable[list[Row]]]] = {
     "throughput": throughput,
     "api_overhead": api_overhead,
     "idle": idle,
+    "images": images,
 }
 
 
