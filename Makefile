@@ -60,6 +60,8 @@ check: environment ## Formatting, lints, types, layers, dependencies, committed 
 	@$(BIN)/lint-imports
 	@$(BIN)/deptry .
 	@$(BIN)/python -m openapi.generate --check
+	@$(BIN)/python clients/python/generate.py --check
+	@$(BIN)/python clients/python/unasync.py --check
 	@$(BIN)/python -m infra.setup go vet ./...
 	@unformatted=$$($(BIN)/python -m infra.setup gofmt -l .); \
 		if [[ -n "$$unformatted" ]]; then echo "gofmt: $$unformatted" >&2; exit 1; fi
@@ -73,6 +75,7 @@ format: environment ## Format the Python and Go sources
 .PHONY: openapi
 openapi: environment ## Write the committed API documents anew
 	@$(BIN)/python -m openapi.generate
+	@$(BIN)/python clients/python/generate.py
 
 .PHONY: bench
 bench: setup ## Measure the budgets as ratios to the raw tool (takes a while)
@@ -83,6 +86,9 @@ lock: environment ## Bring requirements.lock in step with pyproject.toml (UPGRAD
 	@$(CACHE)/uv/bin/uv pip compile --quiet --universal --python-version 3.11 --group dev --generate-hashes \
 		--no-emit-index-url --no-annotate --no-header --no-emit-package sandlot $(UPGRADE) \
 		pyproject.toml --output-file requirements.lock
+	@$(CACHE)/uv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --no-annotate --no-header $(UPGRADE) \
+		infra/locks/inspect.in --output-file infra/locks/inspect.txt
 
 .PHONY: clean
 clean: ## Remove what the tools left in this directory; the cache stays

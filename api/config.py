@@ -41,6 +41,8 @@ class Settings(BaseSettings):
     """How long a sandbox may be `lost` before it is `failed`."""
     start_timeout_seconds: float = Field(default=120, gt=0, le=290)
     """How long a node may take to start a sandbox."""
+    log_days: float = Field(default=7, gt=0)
+    """How long a log is kept after the end of its sandbox."""
     record_days: int = Field(default=30, ge=1)
     """How long the record of an ended sandbox stays readable."""
     api_drain_seconds: int = Field(default=5, ge=0)

@@ -2,6 +2,8 @@
 # Brings a bare Debian or Ubuntu to the point where Python can go on: OS packages, uv, the locked environment.
 # Everything after that is infra/setup. Needs sh, and apt with root only when something is missing.
 set -eu
+# The api's user must be able to read what is made here, whatever the caller's mask.
+umask 022
 
 cd "$(dirname "$0")/.."
 cache="${SANDLOT_CACHE_DIR:-/var/lib/sandlot/cache}"

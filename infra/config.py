@@ -6,7 +6,7 @@ Paths are derived here once, so that launcher, doctor and tests agree with the p
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import StringConstraints
+from pydantic import Field, StringConstraints
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from infra.setup.places import DEFAULT_CACHE, runsc_path
@@ -29,6 +29,10 @@ class LauncherConfig(BaseSettings):
     """The api runs as this system user; its group may open the node's socket."""
     api_host: str = "127.0.0.1"
     api_port: int = 7070
+    log_mib: int = Field(default=16, ge=1, le=4096)
+    """A program's log is turned over when it is larger than this."""
+    log_files: int = Field(default=4, ge=0, le=99)
+    """How many older logs of each program are kept, beside the one being written."""
 
     @property
     def api_data_dir(self) -> Path:

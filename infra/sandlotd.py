@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 
-from infra import image_commands
+from infra import image_commands, operator
 from infra.config import LauncherConfig
 from infra.doctor import report
 from infra.launcher import account, box, programs
@@ -18,6 +18,7 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Sandlot on this machine.", pretty_exceptions_enable=False
 )
 app.add_typer(image_commands.app, name="image")
+operator.add_to(app)
 
 
 @app.command()
@@ -48,6 +49,7 @@ def api() -> None:
     config = LauncherConfig()
     if os.geteuid() == 0:
         account.ensure_directories(config, account.ensure_account(config.api_user))
+        box.undo_restore(config)
         _become(programs.api(config, os.environ).argv, config, home=str(config.api_data_dir))
     _become((sys.executable, "-m", "api"), config, home=str(config.api_data_dir))
 

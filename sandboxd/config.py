@@ -40,6 +40,10 @@ class NodeConfig(BaseSettings):
     """Where the api listens for reports; default `<run>/api/api.sock`."""
     node_socket: Path | None = None
     """Where the node listens for the api; default `<run>/api/sandboxd.sock`."""
+    node_metrics_port: int | None = Field(default=None, ge=1, le=65535)
+    """A listener for the node's /metrics, without a key, on `node_metrics_host`."""
+    node_metrics_host: str = "127.0.0.1"
+    """The address of that listener. Whoever reaches it reads numbers, no names."""
     heartbeat_seconds: float = Field(default=5, gt=0)
     """How often everything is reported, and everything is looked after."""
 
@@ -62,6 +66,19 @@ class NodeConfig(BaseSettings):
     disk_watermark_mib: int = Field(default=1024, ge=0)
     """With less than this left free the sandbox that wrote most is stopped."""
 
+    pool_size: int = Field(default=4, ge=0)
+    """How many sandboxes of `pool_image` at the default size always stand ready, to be claimed in milliseconds."""
+    pool_image: str = "base"
+    """The name of the image of which some always stand ready."""
+    pool_max: int = Field(default=16, ge=0)
+    """How many stand ready at most, of whatever was asked for lately; each takes some 16 MiB. 0: none, ever."""
+    pool_bridge_seconds: float = Field(default=10, ge=0)
+    """How long the demand of the last minute is to be met out of the pool, while nothing is made anew."""
+    pool_boots: int = Field(default=1, ge=1)
+    """How many are booted at once; none is while a create waits for a cold start."""
+    pool_pause_seconds: float = Field(default=0.2, ge=0)
+    """Before each boot, so that whoever got the last one has the processors."""
+
     slot_pool_size: int = Field(default=8, ge=0)
     """How many networks are kept ready."""
     uplink_range: IPv4Network = IPv4Network("10.230.0.0/16")
@@ -83,6 +100,17 @@ class NodeConfig(BaseSettings):
     """For a registry, those asked before it, as JSON: `{"docker.io": ["mirror.example.com"]}`."""
     registry_auth_file: Path | None = None
     """Credentials of registries in the form of `docker login` (`auths`), in a file of mode 600."""
+
+    log_mib: int = Field(default=64, ge=0, le=65_536)
+    """What is kept of a sandbox's output in its log, at most; 0: there are no logs."""
+    log_days: float = Field(default=7, gt=0)
+    """How long a log is kept after the end of its sandbox."""
+    log_disk_mib: int = Field(default=2048, ge=1)
+    """What all logs take together, at most: those that ended longest ago go first."""
+    log_kib_per_second: int = Field(default=512, ge=8, le=1_048_576)
+    """What is read of one sandbox's output for its log; of more than that the newest, and how much is missing."""
+    metrics_disk_mib: int = Field(default=512, ge=0)
+    """What the samples of all sandboxes' meters take, at most; 0: no samples are taken."""
 
     stop_drain_seconds: float = Field(default=2, ge=0)
     """After its processes ended, how long a stop waits for open streams to read their last bytes."""
@@ -112,6 +140,21 @@ class NodeConfig(BaseSettings):
     def node_socket_path(self) -> Path:
         """Where the node listens."""
         return self.node_socket or self.run_dir / "api" / "sandboxd.sock"
+
+    @property
+    def history_dir(self) -> Path:
+        """What is kept of sandboxes and outlives them."""
+        return self.data_dir / "history"
+
+    @property
+    def sandbox_logs_dir(self) -> Path:
+        """What sandboxes' programs wrote, a directory each."""
+        return self.history_dir / "logs"
+
+    @property
+    def metrics_path(self) -> Path:
+        """Samples of sandboxes' meters."""
+        return self.history_dir / "metrics.db"
 
     @property
     def upper_dir(self) -> Path:

@@ -148,6 +148,7 @@ class Heartbeat:
 
     def _note(self, *, reachable: bool, error: str | None = None) -> None:
         """Log changes only: an api that is away is away for many beats."""
+        self._manager.tools.counts.api_reachable = reachable
         if reachable is not self._reachable:
             self._reachable = reachable
             _log.info("api reached" if reachable else "api out of reach", error=error)

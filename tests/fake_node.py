@@ -7,7 +7,7 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -18,6 +18,10 @@ import aiohttp
 import uvloop
 from aiohttp import web
 
+from live_stand import StandSandbox
+from sandboxd.app import files
+from sandboxd.app.bounds import Bounds
+from sandboxd.app.call import DataPlane, utc_now
 from sandboxd.contract import CONTRACT_VERSION
 from sandboxd.contract.ids import image_id_from_digest, new_id, process_id_from_key
 from sandboxd.contract.messages import (
@@ -35,6 +39,7 @@ from sandboxd.contract.processes import Process, ProcessList, ProcessSpec, RunRe
 from sandboxd.contract.reasons import ProcessReason, SandboxReason
 from sandboxd.contract.states import TERMINAL, ProcessState, SandboxState
 from sandboxd.contract.validation import invalid
+from sandboxd.guest_client.fake import FakeGuest
 
 DIGEST = "sha256:" + "ab" * 32
 IMAGE = image_id_from_digest(DIGEST)
@@ -48,7 +53,23 @@ class Held:
     ensure: EnsureSandbox
     processes: dict[str, Process] = field(default_factory=dict[str, Process])
     stdin: bytes = b""
-    files: dict[str, bytes] = field(default_factory=dict[str, bytes])
+    guest: FakeGuest = field(default_factory=FakeGuest)
+    """Only its files are used."""
+
+
+@dataclass(slots=True)
+class FakeLog:
+    """What the node has of one log: positions and objects."""
+
+    lines: list[tuple[int, str]] = field(default_factory=list[tuple[int, str]])
+    over: bool = False
+    broken: bool = False
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def add(self, text: str, process_id: str = "prc" + "a" * 20, **more: Any) -> None:
+        row = {"at": "2026-11-22T11:00:00.000Z", "process_id": process_id, "kind": "stdout", "text": text, **more}
+        self.lines.append(((self.lines[-1][0] if self.lines else 0) + 100, json.dumps(row, separators=(",", ":"))))
+        self.changed.set()
 
 
 @dataclass(slots=True)
@@ -76,7 +97,16 @@ class Switches:
 class FakeNode:
     """Serves `<run>/api/<name>.sock` and reports to `<run>/api/api.sock` when told to."""
 
-    def __init__(self, run_dir: Path, name: str = "sandboxd", *, cpus: float = 1e6, images: bool = True) -> None:
+    def __init__(  # what a node can be told to be
+        self,
+        run_dir: Path,
+        name: str = "sandboxd",
+        *,
+        cpus: float = 1e6,
+        images: bool = True,
+        routes: Iterable[web.AbstractRouteDef] = (),
+    ) -> None:
+        self.routes = list(routes)
         self.id = new_id("nod", os.urandom)
         self.name = name
         self.socket = run_dir / "api" / f"{name}.sock"
@@ -92,6 +122,7 @@ class FakeNode:
         self.ensures: list[str] = []
         self.requests: list[web.BaseRequest] = []
         self.cancelled: list[str] = []
+        self.logs: dict[str, FakeLog] = {}
         self._runner: web.AppRunner | None = None
 
     # Serving
@@ -100,6 +131,7 @@ class FakeNode:
         app = web.Application(middlewares=[self._problems], client_max_size=64 << 20)
         sandbox = "/v1/sandboxes/{id}"
         process = sandbox + "/processes/{process}"
+        app.add_routes(self.routes)
         app.add_routes(
             [
                 web.put("/node/v1/sandboxes/{id}", self._ensure),
@@ -107,7 +139,6 @@ class FakeNode:
                 web.patch("/node/v1/sandboxes/{id}", self._patch),
                 web.delete("/node/v1/sandboxes/{id}", self._stop),
                 web.post(sandbox + "/run", self._run),
-                web.put(sandbox + "/files", self._file),
                 web.post(sandbox + "/processes", self._start_process),
                 web.get(sandbox + "/processes", self._list),
                 web.get(process, self._process),
@@ -116,9 +147,14 @@ class FakeNode:
                 web.post(process + "/stdin", self._stdin),
                 web.post(process + "/signal", self._signal),
                 web.post(process + "/resize", self._resize),
+                *files.routes(DataPlane(self, utc_now, os.urandom, Bounds())),
+                web.get(process + "/attach", self._attach),
+                web.get(sandbox + "/ports", self._ports),
+                web.get("/node/v1/sandboxes/{id}/logs", self._logs),
+                web.get("/node/v1/sandboxes/{id}/metrics", self._metrics),
             ]
         )
-        self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=1)
+        self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=1, auto_decompress=False)
         await self._runner.setup()
         await web.UnixSite(self._runner, str(self.socket)).start()
 
@@ -264,8 +300,16 @@ class FakeNode:
 
     # The data plane
 
+    @asynccontextmanager
+    async def use(self, sandbox_id: str) -> AsyncGenerator[StandSandbox]:
+        """Enter a sandbox as the node's own routes do."""
+        yield StandSandbox(self._alive(sandbox_id).guest, sandbox_id)
+
     def _live(self, request: web.Request) -> Held:
-        held = self.sandboxes.get(request.match_info["id"])
+        return self._alive(request.match_info["id"])
+
+    def _alive(self, sandbox_id: str) -> Held:
+        held = self.sandboxes.get(sandbox_id)
         if held is None:
             raise ProblemError("moved", "Not on this node.")
         if held.report.state in TERMINAL:
@@ -289,11 +333,6 @@ class FakeNode:
                 self.cancelled.append(request.match_info["id"])
                 raise
         return _json(_result(new_id("prc", os.urandom), " ".join(spec.argv or [spec.shell or ""]) + "\n"))
-
-    async def _file(self, request: web.Request) -> web.Response:
-        held = self._live(request)
-        held.files[request.query["path"]] = await request.read()
-        return web.json_response({}, status=201)
 
     async def _start_process(self, request: web.Request) -> web.Response:
         held = self._live(request)
@@ -329,6 +368,42 @@ class FakeNode:
             self.cancelled.append(request.match_info["process"])
             raise
         return answer
+
+    async def _attach(self, request: web.Request) -> web.WebSocketResponse:
+        socket = web.WebSocketResponse(protocols=("sandlot.process.v1",), compress=False)
+        await socket.prepare(request)
+        await socket.receive()
+        return socket
+
+    async def _ports(self, request: web.Request) -> web.Response:
+        self._live(request)
+        port = int(request.query.get("port", "8000"))
+        return web.json_response({"items": [{"port": port, "protocol": "tcp", "address": "0.0.0.0", "pid": 7}]})  # noqa: S104 - an answer
+
+    async def _logs(self, request: web.Request) -> web.StreamResponse:
+        """Answer the lines a test gave, from a position on; while it follows, those that come later."""
+        answer = web.StreamResponse(headers={"Content-Type": "application/vnd.sandlot.log-lines"})
+        await answer.prepare(request)
+        log = self.logs.setdefault(request.match_info["id"], FakeLog())
+        position = int(request.query["after"])
+        try:
+            while True:
+                for at, line in log.lines:
+                    if at > position:
+                        await answer.write(b"%d %s\n" % (at, line.encode()))
+                        position = at
+                if log.broken:
+                    _break(request)
+                if request.query["follow"] != "true" or log.over:
+                    return answer
+                log.changed.clear()
+                await log.changed.wait()
+        except (asyncio.CancelledError, ConnectionError):
+            self.cancelled.append(request.match_info["id"])
+            raise
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        return web.json_response({"items": [], "next_cursor": None, "asked": dict(request.query)})
 
     async def _stdin(self, request: web.Request) -> web.Response:
         held, _ = self._find(request)

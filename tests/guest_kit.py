@@ -270,6 +270,18 @@ class RawGuest:
         return self.run(check).exit["exit_code"] == 0
 
 
+def zstd_of(data: bytes, repeat: int = 0) -> bytes:
+    """Return a zstd frame of the data, unpacked blocks and all; then a MiB of zeros so many times, in 32 bytes each."""
+    blocks = [b"\x00" + data[at : at + 65_536] for at in range(0, len(data), 65_536)]
+    blocks += [b"\x02\x00"] * (repeat * 8)
+    sizes = [len(block) - 1 if block[0] == 0 else 131_072 for block in blocks]
+    parts = [b"\x28\xb5\x2f\xfd\x00\x38"]  # no content size, a window of 128 KiB
+    for number, (block, size) in enumerate(zip(blocks, sizes, strict=True), 1):
+        head = (size << 3) | block[0] | (number == len(blocks))
+        parts.append(head.to_bytes(3, "little") + block[1:])
+    return b"".join(parts)
+
+
 def output_bytes(frames: list[Frame]) -> bytes:
     return b"".join(frame.payload for frame in frames if frame.kind in OUTPUT_KINDS)
 

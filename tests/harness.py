@@ -245,8 +245,8 @@ class Platform:
 _NO_LIMITS: Final = httpx.Limits(max_connections=None, max_keepalive_connections=64)
 
 
-def start_platform(directory: Path, *, runtime: str = "runsc", **settings: str) -> Platform:
-    """Start a platform with its data in `directory`, and wait until it serves; `stop` ends it.
+def described(directory: Path, *, runtime: str = "runsc", **settings: str) -> Platform:
+    """Return a platform with its data in `directory` that has not been started.
 
     `heartbeat_seconds="1"` is SANDLOT_HEARTBEAT_SECONDS.
     """
@@ -260,11 +260,17 @@ def start_platform(directory: Path, *, runtime: str = "runsc", **settings: str) 
         "api_port": str(_free_port()),  # the same after a restart
         "node_name": instance,
         "runtime": runtime,
+        "pool_max": "0",  # what a test starts is all there is; tests of the ready pool ask for one
         **settings,
     }
     env = {**os.environ, **{f"SANDLOT_{name.upper()}": value for name, value in own.items()}}
     config = LauncherConfig.model_validate({name: own[name] for name in LauncherConfig.model_fields if name in own})
-    started = Platform(config=config, env=env)
+    return Platform(config=config, env=env)
+
+
+def start_platform(directory: Path, **settings: str) -> Platform:
+    """Start a platform with its data in `directory`, and wait until it serves; `stop` ends it."""
+    started = described(directory, **settings)
     LIVE.append(started)
     try:
         started.start()

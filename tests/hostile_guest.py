@@ -210,6 +210,11 @@ def chunk(data: bytes) -> bytes:
     return b"%x\r\n%s\r\n" % (len(data), data) if data else b""
 
 
+def switched(*parts: bytes) -> bytes:
+    """The answer that turns a connection into a stream, and what comes first on it."""
+    return b"HTTP/1.1 101 X\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n" + b"".join(parts)
+
+
 ANSWERS: Final[dict[str, Script]] = {
     "nothing, then closed": then_close(b""),
     "silence": then_silence(b""),

@@ -22,7 +22,7 @@ def init_of(**changes: object) -> Init:
     fields: dict[str, object] = {
         "hostname": SANDBOX_ID, "env": {"FROM_SANDBOX": "yes"}, "image_env": {}, "user": None, "cwd": None,
         "image_user": None, "image_cwd": None, "address": "127.0.0.1", "gateway": "127.0.0.1", "resolvers": (),
-        "max_processes": 4096, "memory_bytes": 1 << 30, "now_us": 1_790_000_000_000_000, "seed": b"s" * 32,
+        "max_processes": 4096, "cpus": 1.0, "memory_bytes": 1 << 30, "now_us": 1_790_000_000_000_000, "seed": b"s" * 32,
         "backstop_seconds": None,
     }  # fmt: skip
     return Init(**(fields | changes))  # pyright: ignore[reportArgumentType] - the names above are Init's
@@ -38,9 +38,13 @@ class StandSandbox:
     ended: Ending = field(default_factory=Ending)
     reports: list[Exception] = field(default_factory=list[Exception])
     users: int = 0
+    started: int = 0
 
     def end_problem(self) -> ProblemError:
         return ProblemError("sandbox_ended", "it has ended", reason="out_of_memory", state="failed", ended_at=None)
+
+    def process_started(self) -> None:
+        self.started += 1
 
     def report_guest(self, error: Exception) -> None:
         self.reports.append(error)
@@ -68,7 +72,8 @@ def open_socket() -> socket.socket:
 async def serving(sandbox: StandSandbox) -> AsyncGenerator[str]:
     """Serve the sandbox; the base URL of its calls."""
     app = web.Application(middlewares=[problems], client_max_size=0)
-    app.add_routes(routes(sandbox))
+    leaving = Ending()
+    app.add_routes(routes(sandbox, leaving=leaving))
     runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1, auto_decompress=False)
     await runner.setup()
     listener = socket.create_server(("127.0.0.1", 0))
@@ -76,6 +81,7 @@ async def serving(sandbox: StandSandbox) -> AsyncGenerator[str]:
         await web.SockSite(runner, listener).start()
         yield f"http://127.0.0.1:{listener.getsockname()[1]}{BASE}"
     finally:
+        leaving.set()
         await runner.cleanup()
         listener.close()
         await asyncio.sleep(0)

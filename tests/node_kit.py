@@ -49,6 +49,8 @@ STARTING = (
     "guest.connect",
     "guest.init",
     "guest.initialized",
+    "entrypoint.start",
+    "entrypoint.started",
     "start.acknowledge",
 )
 """The steps of a start that a test can fail or be killed at, in their order."""
@@ -136,7 +138,7 @@ class World:
             data_dir=self.directory,
             run_dir=self.directory / "run",
             runtime="fake",
-            **{"stop_drain_seconds": 0.2, "exit_seconds": 1, **self.settings},  # pyright: ignore[reportArgumentType] - by name
+            **{"stop_drain_seconds": 0.2, "exit_seconds": 1, "pool_max": 0, **self.settings},  # pyright: ignore[reportArgumentType] - by name
         )
 
     def residue(self) -> list[str]:
@@ -189,8 +191,11 @@ async def node(world: World, network: FakeNetwork | None = None) -> AsyncGenerat
     config = world.config
     manager = make_manager(config, parts, world.identity, world.boot_id)
     upkeep = Upkeep(network, world.host, disk_watermark_mib=config.disk_watermark_mib)
-    async with manager.opened(StartUp(network, config.upper_dir)):
-        yield FakeNode(world, manager, network, upkeep)
+    try:
+        async with manager.opened(StartUp(network, config.upper_dir)):
+            yield FakeNode(world, manager, network, upkeep)
+    finally:
+        manager.tools.sampler.close()
 
 
 class CrashError(Exception):

@@ -20,7 +20,7 @@ from sandboxd.contract.problems import CODES
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("api", "sandboxd", "netpolicy", "tunnels", "infra", "openapi", "clients/python/sandlot")
 LARGEST_MODULE = 600
-LOCKS = {"requirements.lock", "infra/locks/uv.txt", "infra/locks/go.txt"}
+LOCKS = {"requirements.lock", "infra/locks/uv.txt", "infra/locks/go.txt", "infra/locks/inspect.txt"}
 BINARY = {".png", ".ico", ".woff2", ".erofs", ".tar", ".gz"}
 
 # Pieces, so that this file does not break its own rule.

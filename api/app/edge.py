@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.routes.answers import problem_answer
+from api.routes.passage import SWITCH
 from api.services.metrics import Metrics
 from sandboxd.contract.ids import RandomBytes, new_id
 from sandboxd.contract.problems import ProblemError
@@ -89,6 +90,10 @@ class _Answer:
         self.begun = False
 
     async def __call__(self, message: Message) -> None:
+        if message["type"] == SWITCH:
+            self.begun = True
+            self._observe(message["status"])
+            return
         if message["type"] == "http.response.start":
             self.begun = True
             own = [pair for pair in message.get("headers", ()) if pair[0].lower() not in _REPLACED]

@@ -11,6 +11,7 @@ import httptools
 from pydantic_core import to_json
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from api.routes.passage import SWITCH, Side
 from sandboxd.contract.ids import new_id
 from sandboxd.contract.problems import MEDIA_TYPE, ProblemError
 
@@ -37,6 +38,9 @@ class PublicProtocol(HttpToolsProtocol):
     _unpromising_bytes = 0
     """Bytes since the last end of headers or piece of a body: the parser keeps them."""
     _head_timer: asyncio.TimerHandle | None = None
+    _side: Side | None = None
+    """Whose connection this is once it is no longer HTTP's."""
+    _spoke_early = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
@@ -44,18 +48,25 @@ class PublicProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._head_came()
+        if self._side is not None:
+            self._side.lost()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self._side is not None:
+            self._side.received(data)
+            return
         if self._deaf or self.parser is None:
+            self._spoke_early = True
             return
         self._unset_keepalive_if_required()
         self._unpromising_bytes += len(data)
         try:
             self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            # No other protocol is spoken. Whatever follows is in none that was agreed on.
+        except httptools.HttpParserUpgrade as upgrade:
+            # Whatever follows is in no protocol that was agreed on: it is not read, and never becomes a request.
             self._deaf = True
+            self._spoke_early = upgrade.args[0] < len(data)
         except httptools.HttpParserError:
             self._refuse()
         else:
@@ -78,6 +89,34 @@ class PublicProtocol(HttpToolsProtocol):
         super().on_headers_complete()
         if self._asks_for_upgrade():
             self.cycle.keep_alive = False
+            if self.scope["method"] == "GET" and self._get_upgrade() == b"websocket":
+                self.scope[SWITCH] = self._switch  # pyright: ignore[reportGeneralTypeIssues] - an extension of ours
+
+    def _switch(self, head: bytes, side: Side) -> asyncio.Transport:
+        """Take this connection out of HTTP, for good. Only routes of WebSockets do, once a node has agreed."""
+        if self._spoke_early or self.transport.is_closing():
+            raise ConnectionError("The client spoke before the WebSocket was open.")
+        self.cycle.response_started = self.cycle.response_complete = True
+        self._side = side
+        self.transport.write(head)
+        self.flow.resume_reading()
+        return self.transport
+
+    def pause_writing(self) -> None:
+        if self._side is not None:
+            self._side.hold()
+        super().pause_writing()
+
+    def resume_writing(self) -> None:
+        if self._side is not None:
+            self._side.go_on()
+        super().resume_writing()
+
+    def shutdown(self) -> None:
+        if self._side is not None:
+            self._side.leave()
+        else:
+            super().shutdown()
 
     def on_body(self, body: bytes) -> None:
         self._unpromising_bytes = 0

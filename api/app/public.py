@@ -10,13 +10,23 @@ from starlette.types import ASGIApp
 from api.app.dispatch import Dispatcher
 from api.app.edge import Edge
 from api.config import VERSION
-from api.routes import later, node_reports, processes, runs, sandboxes, service
+from api.routes import files, history, later, node_reports, ports, processes, runs, sandboxes, service, sockets
 from api.routes.answers import problem_answer
 from api.routes.operations import complete
 from api.services.platform import Platform
 from sandboxd.contract.problems import ProblemError
 
-_ROUTERS: Final = (sandboxes.router, processes.router, runs.router, service.router, later.router)
+_ROUTERS: Final = (
+    sandboxes.router,
+    processes.router,
+    sockets.router,
+    files.router,
+    ports.router,
+    history.router,
+    runs.router,
+    service.router,
+    later.router,
+)
 _HTTP_CODES = {404: "route_not_found", 405: "method_not_allowed"}
 _DESCRIPTION = (
     "Sandboxes for code that nobody has read yet. `docs/` has the guide; errors are `application/problem+json`."

@@ -104,7 +104,8 @@ def platform_of(request: Request) -> Platform:
     return cast("Platform", request.app.state.platform)
 
 
-def _credential(request: Request) -> str:
+def credential_of(request: Request) -> str:
+    """Return the credential in a request's headers."""
     key = request.headers.get("x-api-key")
     authorization = request.headers.get("authorization")
     bearer = None
@@ -123,10 +124,15 @@ def _credential(request: Request) -> str:
 
 async def authenticated(request: Request) -> Call:
     """Return the call of a valid credential, of whatever scopes."""
+    return await call_of(request, credential_of(request))
+
+
+async def call_of(request: Request, credential: str) -> Call:
+    """Return the call of a credential that a request brought in whatever way."""
     platform = platform_of(request)
     sources = platform.sources
     caller = await platform.callers.authenticate(
-        platform.database, _credential(request), now_us=sources.now_us(), monotonic=sources.monotonic()
+        platform.database, credential, now_us=sources.now_us(), monotonic=sources.monotonic()
     )
     asked = request.headers.get("sandlot-project")
     if asked is not None and asked != caller.project_id:

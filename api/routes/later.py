@@ -11,22 +11,14 @@ router = APIRouter()
 
 _BELOW_SANDBOX: Final = (
     "access",
-    "archive",
-    "dial",
-    "directories",
     "egress",
     "events",
-    "files",
     "fork",
-    "logs",
-    "metrics",
     "pause",
-    "ports",
     "resume",
     "snapshot",
     "tokens",
     "tunnels",
-    "watch",
 )
 _COLLECTIONS: Final = (
     "audit",
@@ -66,4 +58,3 @@ for _name in _BELOW_SANDBOX:
 for _name in _COLLECTIONS:
     _add(f"/v1/{_name}", _name, _METHODS)
     _add(f"/v1/{_name}/{{rest:path}}", _name, _METHODS)
-_add("/v1/sandboxes/{sandbox_id}/processes/{process_id}/attach", "attach", ["GET"])

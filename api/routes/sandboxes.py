@@ -41,6 +41,7 @@ CREATE_CODES: Final = (
     "impossible_resources",
     "user_not_found",
     "cwd_not_found",
+    "argument_too_long",
     "guest_failed",
     "no_capacity",
     "start_failed",

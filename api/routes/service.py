@@ -21,7 +21,17 @@ router = APIRouter()
 internal = APIRouter()
 """Also served on the internal socket and the metrics listener, where no key is asked for."""
 
-FEATURES: Final = ("egress.open", "egress.blocked", "processes", "run", "sandboxes")
+FEATURES: Final = (
+    "egress.open",
+    "egress.blocked",
+    "entrypoint",
+    "logs",
+    "metrics",
+    "ports",
+    "processes",
+    "run",
+    "sandboxes",
+)
 _PAGE: Final = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Sandlot API</title>
 <style>body{{font:15px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em}}code{{background:#eee}}</style>
 <h1>Sandlot API {version}</h1><p>The document: <a href="/openapi.json">openapi.json</a>.</p><dl>{rows}</dl></html>"""

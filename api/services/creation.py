@@ -198,6 +198,8 @@ def _spec(platform: Platform, caller: Caller, body: SandboxRequest) -> SandboxSp
         env=body.env,
         user=body.user,
         cwd=body.cwd,
+        entrypoint=body.entrypoint if isinstance(body, CreateSandbox) else None,
+        use_image_entrypoint=body.use_image_entrypoint,
         hostname=(body.name if isinstance(body, CreateSandbox) else None) or "sandbox",
         resources=body.resources.granted(),
         egress=body.egress_spec(caller.defaults),
@@ -395,7 +397,14 @@ async def _not_started(platform: Platform, start: Start, error: NodeProblemError
             return await _ended(platform, start)
     platform.fleet.forget(sandbox.id, sandbox.node_id)
     problem = error.problem(sandbox_id=sandbox.id)
-    await reports.end_all(platform, [sandbox.id], _reason(error), problem.detail[:1000])
+    exit_code = error.body.get("exit_code")  # of an entrypoint that could not be executed
+    await reports.end_all(
+        platform,
+        [sandbox.id],
+        _reason(error),
+        problem.detail[:1000],
+        exit_code if type(exit_code) is int and 0 <= exit_code <= 255 else None,
+    )
     if start.key is not None:
         await platform.database.write(key_store.release, sandbox.project_id, start.key)
     return Outcome(sandbox, problem)

@@ -11,6 +11,7 @@ from api.services.placement import NodeView
 from api.store.tables import Sandbox
 from sandboxd.contract.ids import is_id
 from sandboxd.contract.messages import Capacity, ImageRef, NodeReport, Resources, SandboxReport
+from sandboxd.contract.ready import key_of
 from sandboxd.contract.states import DesiredState, SandboxState
 
 
@@ -165,5 +166,7 @@ def _view(member: Member) -> NodeView | None:
             sandboxes=used.sandboxes + len(promised),
         ),
         images={image.id for image in report.images},
+        # Which of those placed since would take which of the ready ones is not worth knowing: all count against all.
+        ready_sandboxes={key_of(each): each.ready - len(promised) for each in report.pool.ready},
         refusals=member.refusals,
     )

@@ -28,7 +28,11 @@ def observe(platform: Platform) -> None:
     states = Counter(report.state for report in platform.fleet.observed.values())
     for state in SandboxState:
         platform.metrics.observed.labels(state.value).set(states.get(state, 0))
+    platform.metrics.pending.set(len(platform.starting))
     members = platform.fleet.members.values()
+    for member in members:
+        if member.report is not None:
+            platform.metrics.note_pool(member.id, member.incarnation, member.report.pool)
     silent = sum(member.silent for member in members)
     platform.metrics.nodes.labels("ready").set(len(members) - silent)
     platform.metrics.nodes.labels("silent").set(silent)

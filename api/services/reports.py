@@ -157,7 +157,13 @@ async def _end_absent(platform: Platform, member: Member, report: NodeReport) ->
     await end_all(platform, gone, SandboxReason.RUNTIME_FAILED, "Its node does not know it any more.")
 
 
-async def end_all(platform: Platform, sandbox_ids: Iterable[str], reason: SandboxReason, message: str | None) -> None:
+async def end_all(
+    platform: Platform,
+    sandbox_ids: Iterable[str],
+    reason: SandboxReason,
+    message: str | None,
+    exit_code: int | None = None,
+) -> None:
     """End sandboxes by the api's own knowledge; what was asked to stop is `stopped`, the rest `failed`."""
     for sandbox_id in sandbox_ids:
         sandbox = await platform.database.write(
@@ -166,6 +172,7 @@ async def end_all(platform: Platform, sandbox_ids: Iterable[str], reason: Sandbo
             state=SandboxState.STOPPED if reason == SandboxReason.REQUESTED else SandboxState.FAILED,
             reason=reason,
             message=message,
+            exit_code=exit_code,
             now_us=platform.sources.now_us(),
         )
         note(platform, Applied(sandbox_id, "ended", sandbox))

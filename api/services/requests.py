@@ -5,7 +5,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import ConfigDict, Field, StringConstraints, WithJsonSchema, field_validator, model_validator
 
 from sandboxd.contract.ids import ImageId
-from sandboxd.contract.messages import EgressSpec, Resources
+from sandboxd.contract.messages import EgressSpec, Entrypoint, Resources
 from sandboxd.contract.processes import MAX_TIMEOUT_SECONDS, PathText, RunSpec, Strict, UserName
 
 MAX_METADATA: Final = 64
@@ -118,8 +118,6 @@ class TunnelRequest(Strict):
 
 _LATER: Final = (
     "snapshot",
-    "entrypoint",
-    "use_image_entrypoint",
     "secret_env",
     "auto_resume",
     "tunnels",
@@ -134,6 +132,7 @@ class SandboxRequest(Strict):
     """An image id, a `name` or a `name:tag`."""
     snapshot: str | None = None
     use_image_entrypoint: bool = False
+    """Run the image's entrypoint and cmd; its end ends the sandbox."""
     env: dict[EnvName, Text] = Field(default_factory=dict)
     """Handed to the processes of the sandbox; not readable back."""
     secret_env: dict[EnvName, str] = Field(default_factory=dict)
@@ -176,7 +175,6 @@ class SandboxRequest(Strict):
         """Return the name of what this version does not offer, if it is asked for."""
         asked = {
             "snapshot": self.snapshot is not None,
-            "use_image_entrypoint": self.use_image_entrypoint,
             "secret_env": bool(self.secret_env),
             "on_timeout.pause": self.on_timeout == "pause",
             "on_idle.pause": self.on_idle == "pause",
@@ -199,14 +197,20 @@ class CreateSandbox(SandboxRequest):
     name: SandboxName | None = None
     """Unique among the project's live sandboxes."""
     if_exists: Literal["error", "return"] = "error"
-    entrypoint: Annotated[list[str], Field(min_length=1)] | None = None
+    entrypoint: Entrypoint | None = None
+    """A command to run from the start; its end ends the sandbox. Null: nothing is run."""
     tunnels: list[TunnelRequest] = Field(default_factory=list[TunnelRequest], max_length=64)
     wait_seconds: float = Field(default=60, ge=0, le=MAX_WAIT_SECONDS)
     """How long the answer may wait for `running`."""
 
+    @model_validator(mode="after")
+    def _one_entrypoint(self) -> "CreateSandbox":
+        if self.entrypoint is not None and self.use_image_entrypoint:
+            msg = "give at most one of entrypoint and use_image_entrypoint"
+            raise ValueError(msg)
+        return self
+
     def later_feature(self) -> str | None:
-        if self.entrypoint is not None:
-            return "entrypoint"
         if self.tunnels:
             return "tunnels"
         return super().later_feature()
@@ -230,11 +234,19 @@ class RunFile(Strict):
 class RunOnce(SandboxRequest):
     """Body of `POST /v1/run`."""
 
-    model_config = _without(*_LATER)
+    model_config = _without(*_LATER, "use_image_entrypoint")
     command: RunSpec
     files: list[RunFile] = Field(default_factory=list[RunFile], max_length=1000)
     wait_seconds: float = Field(default=60, ge=0, le=MAX_WAIT_SECONDS)
     """How long the sandbox may take to run."""
+
+    @field_validator("use_image_entrypoint")
+    @classmethod
+    def _no_entrypoint(cls, use: bool) -> bool:
+        if use:
+            msg = "has no meaning here: the command is what is run"
+            raise ValueError(msg)
+        return use
 
     @field_validator("command")
     @classmethod

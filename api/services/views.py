@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field
 
 from api.errors import SandboxEndedError
 from api.store.tables import Sandbox as Row
-from sandboxd.contract.ids import ImageId, SandboxId
+from sandboxd.contract.ids import ImageId, SandboxId, entrypoint_process_id
 from sandboxd.contract.messages import ImageRef, Resources, SandboxReport
 from sandboxd.contract.processes import Open, Time, render_time
 from sandboxd.contract.reasons import SandboxReason, after_end
@@ -123,8 +123,8 @@ def view(row: Row, seen: SandboxReport | None, now_us: int) -> Sandbox:
         user=row.user,
         cwd=row.cwd,
         shell=row.shell,
-        entrypoint=None,
-        entrypoint_process_id=None,
+        entrypoint=row.spec.get("entrypoint"),
+        entrypoint_process_id=_entrypoint_process_id(row),
         exit_code=row.exit_code,
         timeout_seconds=row.timeout_seconds,
         idle_timeout_seconds=row.idle_timeout_seconds,
@@ -143,6 +143,11 @@ def view(row: Row, seen: SandboxReport | None, now_us: int) -> Sandbox:
         paused_at=time_of(row.paused_at),
         ended_at=time_of(row.ended_at),
     )
+
+
+def _entrypoint_process_id(row: Row) -> str | None:
+    has_one = row.spec.get("entrypoint") is not None or row.spec.get("use_image_entrypoint", False)
+    return entrypoint_process_id(row.id) if has_one and row.started_at is not None else None
 
 
 def render(model: BaseModel) -> bytes:

@@ -2,7 +2,7 @@
 
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, bindparam, insert, select
+from sqlalchemy import Connection, bindparam, insert, select, update
 
 from api.store.tables import API_KEYS, PROJECTS, ApiKey, Project
 
@@ -43,3 +43,9 @@ def root_any_project(connection: Connection) -> str | None:
 
 def key_exists_any_project(connection: Connection, digest: bytes) -> bool:
     return connection.execute(_BY_HASH, {"p_hash": digest}).first() is not None
+
+
+def revoke_named(connection: Connection, project_id: str, name: str, now_us: int) -> int:
+    """Revoke a project's keys of that name; return how many there were."""
+    named = (API_KEYS.c.project_id == project_id) & (API_KEYS.c.name == name) & API_KEYS.c.revoked_at.is_(None)
+    return connection.execute(update(API_KEYS).where(named).values(revoked_at=now_us)).rowcount

@@ -259,6 +259,7 @@ def end_any_project(
     reason: SandboxReason,
     message: str | None,
     now_us: int,
+    exit_code: int | None = None,
 ) -> Sandbox | None:
     """End it by the api's own knowledge. What was asked to stop is stopped, whatever else is said. None if unknown."""
     sandbox = get_any_project(connection, sandbox_id)
@@ -271,7 +272,9 @@ def end_any_project(
             sandbox = _update(connection, sandbox, _moved(sandbox, SandboxState.STOPPING, now_us))
     if target == SandboxState.STOPPED and not is_legal(SandboxState(sandbox.state), target):
         target, reason = SandboxState.FAILED, SandboxReason.RUNTIME_FAILED
-    return _update(connection, sandbox, _moved(sandbox, target, now_us) | {"reason": reason.value, "message": message})
+    ending: dict[str, Any] = {"reason": reason.value, "message": message}
+    ending |= {} if exit_code is None else {"exit_code": exit_code}
+    return _update(connection, sandbox, _moved(sandbox, target, now_us) | ending)
 
 
 class Applied(NamedTuple):
@@ -328,6 +331,8 @@ def _observed(sandbox: Sandbox, report: SandboxReport, now_us: int) -> dict[str,
     changes |= {key: value for key, value in seen.items() if value is not None and value != getattr(sandbox, key)}
     if report.generation >= sandbox.generation and report.state not in TERMINAL:
         changes |= _expiry(sandbox, report)
+    if report.entrypoint is not None and sandbox.spec.get("entrypoint") != report.entrypoint:
+        changes["spec"] = sandbox.spec | {"entrypoint": report.entrypoint}
     if changes.get("state") is not None or report.message != sandbox.message:
         changes |= {"reason": report.reason.value if report.reason else None, "message": report.message}
     return changes

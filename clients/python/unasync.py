@@ -15,12 +15,19 @@ TARGET = HERE / "sandlot" / "_sync"
 
 NAMES = {
     "AbstractAsyncContextManager": "AbstractContextManager",
+    "AsyncAttachment": "Attachment",
     "AsyncClient": "Client",
+    "AsyncConnection": "Connection",
+    "AsyncFiles": "Files",
     "AsyncGenerator": "Generator",
     "AsyncIterator": "Iterator",
+    "AsyncLock": "Lock",
     "AsyncOutput": "Output",
     "AsyncProcess": "Process",
+    "AsyncRoute": "Route",
+    "AsyncRun": "Run",
     "AsyncSandbox": "Sandbox",
+    "AsyncWebSocket": "WebSocket",
     "__aenter__": "__enter__",
     "__aexit__": "__exit__",
     "__aiter__": "__iter__",
@@ -29,8 +36,10 @@ NAMES = {
     "aclosing": "closing",
     "aiter_bytes": "iter_bytes",
     "aread": "read",
+    "async_in_thread": "in_thread",
     "async_shield": "shield",
     "async_sleep": "sleep",
+    "async_steps": "steps",
     "asynccontextmanager": "contextmanager",
 }
 DROPPED = {"async", "await"}

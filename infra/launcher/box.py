@@ -2,18 +2,20 @@
 
 import asyncio
 import compileall
+import os
 import shlex
 import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from infra import residue
 from infra.config import LauncherConfig
-from infra.launcher import account, lock, programs, told
+from infra.launcher import account, lock, programs, swap, told
 from infra.launcher.account import LauncherError
 from infra.launcher.supervisor import Program, Reaper, Supervised
 from infra.launcher.told import UntoldError
@@ -37,9 +39,20 @@ def prepare(config: LauncherConfig) -> None:
         if not path.exists():
             raise LauncherError(f"{path} is missing", "make setup")
     account.ensure_directories(config, account.ensure_account(config.api_user))
+    undo_restore(config)
     # The api's user cannot write beside the sources; compiled now, it starts sooner every time.
     for package in ("api", "sandboxd", "netpolicy"):
         compileall.compile_dir(REPOSITORY / package, quiet=2)
+
+
+def undo_restore(config: LauncherConfig) -> None:
+    """Undo a restore that was cut off. LauncherError while one is under way."""
+    if not (config.data_dir / swap.JOURNAL).exists():
+        return
+    if lock.holder(config.lock_path) not in {None, os.getpid()}:
+        raise LauncherError("a restore is under way", "wait for it to end")
+    if swap.undo(config.data_dir):
+        say("undid a restore that was cut off: everything is as it was before it")
 
 
 def up(config: LauncherConfig, env: Mapping[str, str], *, stop_sandboxes: bool) -> None:
@@ -67,6 +80,23 @@ def down(config: LauncherConfig, env: Mapping[str, str]) -> None:
         prepare(config)
         _teardown(config, env)
     say("everything is down")
+
+
+def wait_ready(config: LauncherConfig, env: Mapping[str, str], program: str, seconds: float) -> None:
+    """Wait until one program answers. LauncherError when it does not."""
+    asks = {"node": programs.node(config, env).ready, "api": partial(programs.api_lives, config)}
+    if program not in asks:
+        raise LauncherError(f"there is no program {program!r:.20}", f"say one of: {', '.join(asks)}")
+
+    async def wait() -> None:
+        async with asyncio.timeout(seconds):
+            while not await asks[program]():  # noqa: ASYNC110 - a program that starts tells nobody
+                await asyncio.sleep(_ASK_SECONDS)
+
+    try:
+        asyncio.run(wait())
+    except TimeoutError:
+        raise LauncherError(f"{program} does not answer after {seconds:g} s", "look at its log") from None
 
 
 async def _live(config: LauncherConfig, env: Mapping[str, str], *, stop_sandboxes: bool) -> None:

@@ -69,6 +69,7 @@ def _open_a_view(closed: dict[Path, set[Path]]) -> None:
     """In a mount namespace of its own: cover each closed directory by an empty one that shows only what is needed."""
     _check(_libc.unshare(_CLONE_NEWNS), "unshare")
     _mount(b"none", b"/", None, _MS_REC | _MS_PRIVATE, None)
+    umask = os.umask(0o022)  # the caller's may keep others out of the directories made here
     for directory, needed in closed.items():
         kept = [(path, os.open(path, os.O_PATH)) for path in outermost(needed)]
         _mount(b"tmpfs", os.fsencode(directory), b"tmpfs", _MS_NOSUID, b"mode=755,size=1m")
@@ -76,6 +77,7 @@ def _open_a_view(closed: dict[Path, set[Path]]) -> None:
             path.mkdir(parents=True, exist_ok=True)
             _mount(f"/proc/self/fd/{descriptor}".encode(), os.fsencode(path), None, _MS_BIND | _MS_REC, None)
             os.close(descriptor)
+    os.umask(umask)
 
 
 def outermost(paths: Iterable[Path]) -> list[Path]:

@@ -7,6 +7,7 @@ import aiohttp
 
 from infra.config import LauncherConfig
 from infra.launcher import told
+from infra.launcher.rotation import Bounds
 from infra.launcher.supervisor import Program
 from infra.launcher.told import UntoldError
 
@@ -25,6 +26,7 @@ def node(config: LauncherConfig, env: Mapping[str, str]) -> Program:
         env=environment(env, config, home="/root"),
         log=config.logs_dir / "node.log",
         ready=ready,
+        log_bounds=_log_bounds(config),
         stop_seconds=60,
     )
 
@@ -45,7 +47,21 @@ def api(config: LauncherConfig, env: Mapping[str, str]) -> Program:
         env=environment(env, config, home=str(config.api_data_dir)),
         log=config.logs_dir / "api.log",
         ready=ready,
+        log_bounds=_log_bounds(config),
     )
+
+
+async def api_lives(config: LauncherConfig) -> bool:
+    """Tell whether the api answers, whether or not it has a node."""
+    try:
+        url = told.url(config.url_path)
+    except UntoldError:
+        return False
+    return await _answers(f"{url}/healthz", None)
+
+
+def _log_bounds(config: LauncherConfig) -> Bounds:
+    return Bounds(file_bytes=config.log_mib << 20, files=config.log_files)
 
 
 def _child() -> tuple[str, ...]:

@@ -14,13 +14,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from infra.launcher import rotation
+from infra.launcher.rotation import DEFAULT, Bounds
+
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _FIRST_PAUSE_SECONDS: Final = 0.2
 _LONGEST_PAUSE_SECONDS: Final = 30.0
 _STEADY_SECONDS: Final = 60.0
 """A program that ran this long before it died starts again with the first pause."""
 
-_LARGEST_LOG_BYTES: Final = 16 << 20
 _LOG_SECONDS: Final = 10.0
 """How often a running program's log is measured: a program that is made to log without end must not fill the disk."""
 
@@ -37,6 +39,7 @@ class Program:
     """Asks the running program whether it can serve."""
     stop_seconds: float = 30.0
     """How long it may take to end after SIGTERM, before SIGKILL."""
+    log_bounds: Bounds = DEFAULT
 
 
 class Reaper:
@@ -57,7 +60,7 @@ class Reaper:
 
     def spawn(self, program: Program) -> tuple[int, asyncio.Future[int]]:
         """Start the program; the future is its exit status, negative for a signal."""
-        _turn_over(program.log)
+        rotation.turn_over(program.log, program.log_bounds)
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
         pid = os.posix_spawn(
             program.argv[0],
@@ -126,7 +129,7 @@ class Supervised:
     async def _until_exit(self, exited: asyncio.Future[int]) -> int:
         while not (await asyncio.wait({exited}, timeout=_LOG_SECONDS))[0]:
             with suppress(OSError):
-                await asyncio.to_thread(_cut_off, self.program.log)
+                await asyncio.to_thread(rotation.cut_off, self.program.log, self.program.log_bounds)
         return exited.result()
 
     async def stop(self) -> None:
@@ -159,21 +162,3 @@ def describe(status: int) -> str:
     if status < 0:
         return f"was ended by {signal.Signals(-status).name}"
     return f"ended with status {status}"
-
-
-def _turn_over(log: Path) -> None:
-    if log.exists() and log.stat().st_size > _LARGEST_LOG_BYTES:
-        log.replace(log.with_suffix(".log.1"))
-
-
-def _cut_off(log: Path) -> None:
-    """Turn over a log that is being written: its writer has it open, so its end is copied and it begins anew.
-
-    What is written in the moment between the two is lost.
-    """
-    size = log.stat().st_size
-    if size > _LARGEST_LOG_BYTES:
-        with log.open("rb") as source, log.with_suffix(".log.1").open("wb") as target:
-            source.seek(size - _LARGEST_LOG_BYTES)
-            target.write(source.read(_LARGEST_LOG_BYTES))
-        os.truncate(log, 0)

@@ -5,10 +5,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from infra.reference import errors, lifecycle, settings
+from infra.reference import cli, errors, lifecycle, settings
 
 DOCS: Final = Path(__file__).resolve().parents[2] / "docs"
 PAGES: Final[dict[str, Callable[[], str]]] = {
+    "cli.md": cli.page,
     "errors.md": errors.page,
     "lifecycle.md": lifecycle.page,
     "settings.md": settings.page,

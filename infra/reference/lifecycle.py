@@ -7,7 +7,7 @@ from sandboxd.contract.states import NODE_STATES, NOT_READY, SETTLED, TERMINAL, 
 
 _MEANINGS: Final = {
     SandboxState.PENDING: "Promised by the api, not yet taken by a node.",
-    SandboxState.STARTING: "A node runs its hooks.",
+    SandboxState.STARTING: "A node runs its hooks, or claims a ready sandbox.",
     SandboxState.RUNNING: "The guest answers.",
     SandboxState.PAUSING: "Its memory is being written down. Not offered by this version.",
     SandboxState.PAUSED: "Its memory is on disk and its clocks stand still. Not offered by this version.",

@@ -35,6 +35,7 @@ def main(arguments: list[str]) -> int:
     if unknown:
         print(f"no such step: {', '.join(unknown)}; there are {', '.join(steps)}", file=sys.stderr)
         return 2
+    os.umask(0o022)  # the programs read what is made here as other users
     cache = cache_dir()
     progress = Progress(cache / "logs")
     started = time.monotonic()

@@ -1,5 +1,6 @@
 """The node put together from its settings: the one place that knows which part is real."""
 
+import asyncio
 import json
 import os
 from collections.abc import AsyncGenerator, Callable
@@ -11,14 +12,23 @@ from typing import Final
 
 import structlog
 
+from sandboxd.app.failures import FailureStore
 from sandboxd.app.identity import Identity, read_identity
+from sandboxd.app.metrics import Meters
 from sandboxd.cgroups import Cgroups
 from sandboxd.clock import Clock, HostClock
 from sandboxd.config import NodeConfig
 from sandboxd.contract.messages import Resources, RuntimeInfo
+from sandboxd.contract.ready import ReadyKey, ready_key
 from sandboxd.guest_client.http import HttpGuest
+from sandboxd.history.keeper import Keeper
+from sandboxd.history.meters import HostMeters
+from sandboxd.history.sampler import Sampler
+from sandboxd.history.samples import SampleStore
+from sandboxd.history.shelf import Bounds, Shelf
 from sandboxd.hooks.base import FailPoints, Hook, NoFailPoints
 from sandboxd.hooks.egress import EgressHook
+from sandboxd.hooks.entrypoint import EntrypointHook
 from sandboxd.hooks.guest import GuestHook
 from sandboxd.hooks.launch import LaunchHook
 from sandboxd.hooks.rootfs import RootfsHook
@@ -31,8 +41,10 @@ from sandboxd.ledger.sqlite import SqliteLedger
 from sandboxd.manager.admission import Admission, AdmissionRules
 from sandboxd.manager.host import FakeHost, Host, LinuxHost, is_full
 from sandboxd.manager.manager import Manager
+from sandboxd.manager.pool import PoolPlan
 from sandboxd.manager.reports import NodeFacts, Reporter
 from sandboxd.manager.startup import StartUp
+from sandboxd.manager.targets import PoolRules
 from sandboxd.manager.upkeep import Upkeep
 from sandboxd.network.base import Network
 from sandboxd.network.fake import FakeNetwork
@@ -71,11 +83,17 @@ class Node:
     manager: Manager
     reporter: Reporter
     upkeep: Upkeep
+    meters: Meters
 
 
 def real_parts(config: NodeConfig) -> Parts:
     """Make the parts that the settings ask for."""
-    for directory, mode in ((config.data_dir, 0o755), (config.run_dir, 0o755), (config.upper_dir, 0o700)):
+    for directory, mode in (
+        (config.data_dir, 0o755),
+        (config.run_dir, 0o755),
+        (config.upper_dir, 0o700),
+        (config.history_dir, 0o700),
+    ):
         if not directory.exists():
             directory.mkdir(parents=True)
             directory.chmod(mode)  # whatever the umask: others' directories are below
@@ -117,6 +135,10 @@ def real_parts(config: NodeConfig) -> Parts:
 
 def make_manager(config: NodeConfig, parts: Parts, identity: Identity, boot_id: str) -> Manager:
     """Make the manager over any parts."""
+    shelf = Shelf(
+        config.sandbox_logs_dir,
+        Bounds(log_bytes=config.log_mib * _MIB, all_bytes=config.log_disk_mib * _MIB, days=config.log_days),
+    )
 
     def tools(changed: Callable[[str], None]) -> Tools:
         return Tools(
@@ -126,9 +148,21 @@ def make_manager(config: NodeConfig, parts: Parts, identity: Identity, boot_id: 
             clock=parts.clock,
             points=parts.points,
             changed=changed,
+            keeper=Keeper(
+                shelf,
+                parts.clock,
+                bytes_per_second=config.log_kib_per_second * 1024,
+                disk_full=lambda: _is_low(parts.host, config.disk_watermark_mib),
+            ),
+            sampler=Sampler(
+                SampleStore(config.metrics_path, config.metrics_disk_mib * _MIB),
+                HostMeters(parts.runtime, parts.network, config.upper_dir if config.runtime == "runsc" else None),
+                parts.clock,
+            ),
             disk_full=lambda: is_full(parts.host),
             drain_seconds=config.stop_drain_seconds,
             backstop_margin_seconds=config.backstop_margin_seconds,
+            keep_failure=FailureStore(config.data_dir / "failures"),
         )
 
     rules = AdmissionRules(
@@ -143,6 +177,7 @@ def make_manager(config: NodeConfig, parts: Parts, identity: Identity, boot_id: 
     return Manager(
         tools,
         Admission(rules, parts.host, _memory_need_mib),
+        pool=_pool_plan(config, parts.images),
         node_key=identity.key,
         boot_id=boot_id,
         max_starts=config.max_starts,
@@ -180,8 +215,10 @@ async def opened(config: NodeConfig, parts: Parts) -> AsyncGenerator[Node]:
                 manager=manager,
                 reporter=Reporter(manager, parts.images, facts),
                 upkeep=Upkeep(parts.network, parts.host, disk_watermark_mib=config.disk_watermark_mib),
+                meters=Meters(manager, parts.host, version=facts.version, runtime=found.version),
             )
     finally:
+        await asyncio.to_thread(manager.tools.sampler.close)
         await parts.network.stop(keep=True)
         await parts.runtime.close()
 
@@ -189,6 +226,30 @@ async def opened(config: NodeConfig, parts: Parts) -> AsyncGenerator[Node]:
 def _memory_need_mib(resources: Resources) -> int:
     """Return what a sandbox is allowed in all, the stated overhead of running it included."""
     return -(-limits(resources).memory_bytes // _MIB)
+
+
+def _pool_plan(config: NodeConfig, images: Images) -> PoolPlan:
+    names = {config.pool_image, f"{config.pool_image}:latest"}
+
+    def standing() -> dict[ReadyKey, int]:
+        held = next((image for image in images.held() if names.intersection(image.names)), None)
+        return {} if held is None else {ready_key(held.id, Resources()): config.pool_size}
+
+    return PoolPlan(
+        rules=PoolRules(most=config.pool_max, bridge_seconds=config.pool_bridge_seconds),
+        standing=standing,
+        images=lambda: {image.id for image in images.held()},
+        boots=config.pool_boots,
+        pause_seconds=config.pool_pause_seconds,
+    )
+
+
+def _is_low(host: Host, watermark_mib: int) -> bool:
+    """Tell whether the disk is so full that a sandbox would have to end for it: logs of ended ones go first."""
+    try:
+        return host.disk_free_mib() < watermark_mib
+    except OSError:
+        return False
 
 
 def _hooks(config: NodeConfig, parts: Parts) -> tuple[Hook, ...]:
@@ -213,6 +274,7 @@ def _hooks(config: NodeConfig, parts: Parts) -> tuple[Hook, ...]:
             resolvers=config.resolvers,
             backstop_margin_seconds=margin,
         ),
+        EntrypointHook(parts.runtime, parts.points),
     )
 
 

@@ -2,9 +2,9 @@
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final, TypeVar
 
@@ -16,7 +16,7 @@ from sandboxd.app.bounds import Bounds, Hold
 from sandboxd.contract.ids import RandomBytes, is_id
 from sandboxd.contract.problems import ProblemError
 from sandboxd.contract.validation import invalid, invalid_field
-from sandboxd.processes.live import LiveSandbox, Sandboxes
+from sandboxd.processes.live import Ending, LiveSandbox, Sandboxes
 
 MAX_BODY_BYTES: Final = 1_048_576
 BODY_IDLE_SECONDS: Final = 30.0
@@ -60,6 +60,8 @@ class DataPlane:
     now: Callable[[], datetime]
     random_bytes: RandomBytes
     bounds: Bounds
+    leaving: Ending = field(default_factory=Ending)
+    """Set when this program is about to stop: what would go on for ever says so to its client."""
 
     def on(self, method: str, path: str, handler: Handler) -> web.AbstractRouteDef:
         """Return the route of `/v1/sandboxes/{id}` + `path`. Handlers raise ProblemError."""
@@ -73,7 +75,8 @@ class DataPlane:
                 async with self.sandboxes.use(sandbox_id) as sandbox:
                     return await handler(Call(request, sandbox, self.now, self.random_bytes))
 
-        return web.route(method, "/v1/sandboxes/{sandbox_id}" + path, handle)
+        options = {"allow_head": False} if method == "GET" else {}
+        return web.route(method, "/v1/sandboxes/{sandbox_id}" + path, handle, **options)
 
 
 def idempotency_key(request: web.Request) -> str | None:
@@ -86,9 +89,11 @@ def idempotency_key(request: web.Request) -> str | None:
     return keys[0]
 
 
-async def read_model(request: web.Request, model: type[_Model], max_bytes: int) -> _Model:
+async def read_model(
+    request: web.Request, model: type[_Model], max_bytes: int, kinds: Sequence[str] = ("application/json",)
+) -> _Model:
     """Read a JSON body into a strict model."""
-    if request.content_type != "application/json":
+    if request.content_type not in kinds:
         raise ProblemError("unsupported_media_type", "The body must be application/json.")
     refuse_encoding(request)
     body = await read_body(request, max_bytes, "Send large input by POST …/stdin.")

@@ -16,7 +16,6 @@ from sandboxd.app.call import (
     body_chunks,
     idempotency_key,
     patience,
-    read_body,
     read_model,
     refuse_encoding,
     streamed,
@@ -25,7 +24,6 @@ from sandboxd.app.paging import page_of
 from sandboxd.app.query import Query
 from sandboxd.contract.frames import MEDIA_TYPE as FRAMES
 from sandboxd.contract.ids import new_id, process_id_from_key
-from sandboxd.contract.problems import ProblemError
 from sandboxd.contract.processes import (
     MAX_RESULT_BYTES,
     ProcessSpec,
@@ -50,7 +48,6 @@ from sandboxd.processes.specs import guest_spec
 from sandboxd.processes.streams import OutputOptions, open_output, open_run
 
 MAX_COMMAND_BYTES: Final = 8 * 1_048_576
-MAX_FILE_BYTES: Final = 8 * 1_048_576
 MAX_POSITION: Final = 2**62
 
 _RENDERS: Final[dict[str, Render]] = {NDJSON: as_ndjson, EVENT_STREAM: as_server_events, FRAMES: as_frames}
@@ -58,7 +55,7 @@ _EVENT_ID: Final = re.compile(r"([0-9]{1,19})(:end)?", re.ASCII)
 
 
 def routes(plane: DataPlane) -> list[web.AbstractRouteDef]:
-    """Return the routes of `…/run`, `…/processes…` and `…/files`."""
+    """Return the routes of `…/run` and `…/processes…`."""
     on = plane.on
     one = "/processes/{process_id}"
     return [
@@ -71,8 +68,6 @@ def routes(plane: DataPlane) -> list[web.AbstractRouteDef]:
         on("POST", one + "/stdin", _stdin),
         on("POST", one + "/signal", _signal),
         on("POST", one + "/resize", _resize),
-        on("GET", one + "/attach", _attach),
-        on("PUT", "/files", _write_file),
     ]
 
 
@@ -216,35 +211,6 @@ async def _resize(call: Call) -> web.StreamResponse:
     body = await read_model(call.request, ResizeSpec, MAX_BODY_BYTES)
     await calls.resize(call.sandbox, call.process_id, body)
     return web.Response(status=204)
-
-
-async def _attach(call: Call) -> web.StreamResponse:
-    raise ProblemError(
-        "not_implemented",
-        "Attaching by WebSocket is not available in this version.",
-        reason="attach",
-        hint=f"Follow GET /v1/sandboxes/{call.sandbox.id}/processes/{call.process_id}/output?follow=true.",
-    )
-
-
-async def _write_file(call: Call) -> web.StreamResponse:
-    query = Query(call.request)
-    path = query.required("path")
-    user = query.text("user", max_bytes=64, pattern=r"[^\s/]+")
-    mode = query.text("mode", max_bytes=5, pattern="0?[0-7]{3,4}")
-    query.check()
-    _require_path(path)
-    refuse_encoding(call.request)
-    body = await read_body(call.request, MAX_FILE_BYTES, "Split it, or send it by standard input of a process.")
-    await calls.write_file(call.sandbox, path, body, user=user, mode=mode)
-    return json_answer({"path": path, "size_bytes": len(body)}, 201)
-
-
-def _require_path(path: str) -> None:
-    size = len(path.encode(errors="surrogatepass"))
-    longest = max(len(part.encode(errors="surrogatepass")) for part in path.split("/"))
-    if not path or "\0" in path or size > 4096 or longest > 255:
-        raise ProblemError("invalid_path", "A path has 1 to 4096 bytes, no NUL, and components of at most 255 bytes.")
 
 
 def _process_id(call: Call, given: str | None) -> str:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from typing import Final
+from urllib.parse import unquote_to_bytes
 
 from aiohttp import web
 
@@ -15,11 +16,18 @@ _NUMBER: Final = re.compile(r"[0-9]{1,15}(\.[0-9]{1,15})?", re.ASCII)
 class Query:
     """The query of one request. Read every parameter, then `check`."""
 
-    def __init__(self, request: web.Request) -> None:
+    def __init__(self, request: web.Request, *, repeated: Sequence[str] = ()) -> None:
+        """`repeated` may be given more than once."""
         self._values: dict[str, str] = {}
+        self._lists: dict[str, list[str]] = {}
         self._errors: list[dict[str, str]] = []
         self._known: set[str] = set()
+        if not _is_utf8(request.rel_url.raw_query_string):
+            self._refuse("", "encoding", "must be UTF-8; give such a path as path_base64")
         for name, value in request.query.items():
+            if name in repeated:
+                self._lists.setdefault(name, []).append(value)
+                continue
             if name in self._values:
                 self._refuse(name, "repeated", "given more than once")
             self._values[name] = value
@@ -54,12 +62,19 @@ class Query:
             return value
         return None
 
-    def required(self, name: str) -> str:
-        """Return a text that must be there; what it may hold is for the caller to say."""
-        value = self._take(name)
-        if value is None:
-            self._refuse(name, "missing", "is required")
-        return value or ""
+    def raw(self, name: str) -> str | None:
+        """Return a text; what it may hold is for the caller to say."""
+        return self._take(name)
+
+    def texts(self, name: str, *, most: int, max_bytes: int) -> list[str]:
+        """Return all texts of a name that may be repeated."""
+        found = self._lists.get(name, [])
+        if len(found) > most:
+            self._refuse(name, "too_many", f"given more than {most} times")
+        for value in found[:most]:
+            if "\0" in value or not 0 < _utf8_bytes(value) <= max_bytes:
+                self._refuse(name, "length", f"has 1 to {max_bytes} bytes, none of them NUL")
+        return found
 
     def choice(self, name: str, values: Sequence[str]) -> str | None:
         value = self._take(name)
@@ -105,6 +120,14 @@ class Query:
 
     def _refuse(self, name: str, code: str, message: str) -> None:
         self._errors.append({"path": f"query:{name[:100]}", "code": code, "message": message})
+
+
+def _is_utf8(query: str) -> bool:
+    try:
+        unquote_to_bytes(query).decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _utf8_bytes(text: str) -> int:

@@ -14,7 +14,7 @@ import structlog
 import uvloop
 from aiohttp import web
 
-from sandboxd.app import data_plane
+from sandboxd.app import data_plane, history, operator
 from sandboxd.app import node as node_calls
 from sandboxd.app.assembly import Node, Parts, opened, real_parts
 from sandboxd.app.logs import set_up_logs
@@ -24,6 +24,7 @@ from sandboxd.contract.reasons import SandboxReason
 from sandboxd.contract.states import TERMINAL
 from sandboxd.heartbeat import Heartbeat, SocketLink
 from sandboxd.manager.manager import StopRequest
+from sandboxd.processes.live import Ending
 
 _log = structlog.get_logger(__name__)
 
@@ -83,10 +84,12 @@ async def serving(config: NodeConfig, parts: Parts) -> AsyncGenerator[Node]:
     link = SocketLink(config.api_socket_path)
     async with opened(config, parts) as node:
         heartbeat = Heartbeat(node.manager, node.reporter, link, parts.clock, every_seconds=config.heartbeat_seconds)
-        async with asyncio.TaskGroup() as group, _listening(node):
+        metrics = operator.listening(node.meters, config.node_metrics_host, config.node_metrics_port)
+        async with metrics, asyncio.TaskGroup() as group, _listening(node):
             background = (
                 group.create_task(node.upkeep.run(node.manager, parts.clock, config.heartbeat_seconds)),
                 group.create_task(heartbeat.run()),
+                group.create_task(node.manager.tools.sampler.run(node.manager.sampled)),
             )
             try:
                 yield node
@@ -99,13 +102,20 @@ async def serving(config: NodeConfig, parts: Parts) -> AsyncGenerator[Node]:
 @asynccontextmanager
 async def _listening(node: Node) -> AsyncGenerator[None]:
     config = node.config
-    routes = [*node_calls.routes(node.manager, node.reporter), *data_plane.routes(node.manager)]
-    serves = runner(application(allowed_peers(config.api_user), routes))
+    leaving = Ending()
+    routes = [
+        *node_calls.routes(node.manager, node.reporter),
+        *history.routes(node.manager),
+        *data_plane.routes(node.manager, leaving=leaving),
+    ]
+    own = operator.routes(node.parts.ledger, node.meters)
+    serves = runner(application(allowed_peers(config.api_user), [*routes, *own]))
     await serves.setup()
     try:
         await web.SockSite(serves, listen(config.node_socket_path, config.api_user)).start()
         yield
     finally:
+        leaving.set()
         await serves.cleanup()
 
 
@@ -122,7 +132,7 @@ def _spare_the_collector() -> None:
 async def end_all(config: NodeConfig) -> None:
     """End every sandbox with reason `operator_stopped`, then remove the network and what the runtime keeps."""
     parts = real_parts(config)
-    async with opened(config, parts) as node:
+    async with opened(config.model_copy(update={"pool_max": 0}), parts) as node:
         manager = node.manager
         stop = StopRequest(
             generation=None,

@@ -82,14 +82,20 @@ def _group(api_user: str) -> int:
         return os.getgid()
 
 
+def peer_of(request: web.Request) -> int:
+    """Return the user who calls. ConnectionResetError when the client has gone."""
+    transport = request.transport
+    peer = transport.get_extra_info("socket") if transport is not None else None
+    if peer is None:
+        raise ConnectionResetError("the client has gone")
+    _, uid, _ = _PEER.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
+    return uid
+
+
 def _only(peers: frozenset[int]) -> Middleware:
     @web.middleware
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
-        transport = request.transport
-        peer = transport.get_extra_info("socket") if transport is not None else None
-        if peer is None:
-            raise ConnectionResetError("the client has gone")
-        _, uid, _ = _PEER.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
+        uid = peer_of(request)
         if uid not in peers:
             _log.warning("stranger refused", uid=uid)
             return problem_answer(

@@ -64,6 +64,12 @@ class Cgroups:
     def meters(self, sandbox_id: str) -> Meters | None:
         return self._tree.meters(self._sandbox(sandbox_id))
 
+    def cpu_used_seconds(self, sandbox_id: str) -> float | None:
+        return self._tree.cpu_used_seconds(self._sandbox(sandbox_id))
+
+    def cached_bytes(self, sandbox_id: str) -> int:
+        return self._tree.cached_bytes(self._sandbox(sandbox_id))
+
     def ids(self) -> set[str]:
         """List what has a group: of its own, or of a command that acts for it."""
         return self._tree.children(f"{self._parent}/sandboxes") | self.acting()

@@ -16,6 +16,8 @@ class Limits:
 
     memory_bytes: int
     cpus: float
+    weight: float
+    """The share when all want more than there is, in units of a processor."""
     pids: int
 
 
@@ -52,6 +54,14 @@ class Tree(Protocol):
 
     def meters(self, group: str) -> Meters | None:
         """Read the meters; None when the group is gone."""
+        ...
+
+    def cpu_used_seconds(self, group: str) -> float | None:
+        """Read the one meter that says whether anything happened; None when the group is gone."""
+        ...
+
+    def cached_bytes(self, group: str) -> int:
+        """Read how much of the memory is files' contents; 0 when the group is gone."""
         ...
 
     def members(self, group: str) -> set[int]:

@@ -52,7 +52,7 @@ class V1:
         cpu = self._root / "cpu" / group
         write(cpu / "cpu.cfs_period_us", CPU_PERIOD_US)
         write(cpu / "cpu.cfs_quota_us", int(limits.cpus * CPU_PERIOD_US))
-        write(cpu / "cpu.shares", max(2, int(limits.cpus * _SHARES_PER_CPU)))
+        write(cpu / "cpu.shares", max(2, int(limits.weight * _SHARES_PER_CPU)))
         write(self._root / "pids" / group / "pids.max", limits.pids)
 
     def limit_memory(self, group: str, memory_bytes: int) -> None:
@@ -75,6 +75,18 @@ class V1:
             )
         except FileNotFoundError:
             return None
+
+    def cpu_used_seconds(self, group: str) -> float | None:
+        try:
+            return read_number(self._root / "cpuacct" / group / "cpuacct.usage") / 1e9
+        except FileNotFoundError:
+            return None
+
+    def cached_bytes(self, group: str) -> int:
+        try:
+            return read_table(self._root / "memory" / group / "memory.stat").get("total_cache", 0)
+        except FileNotFoundError:
+            return 0
 
     def members(self, group: str) -> set[int]:
         return read_members(self._root / "memory" / group)

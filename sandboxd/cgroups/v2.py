@@ -47,7 +47,7 @@ class V2:
         directory = self._root / group
         self.limit_memory(group, limits.memory_bytes)
         write(directory / "cpu.max", f"{int(limits.cpus * CPU_PERIOD_US)} {CPU_PERIOD_US}")
-        write(directory / "cpu.weight", min(10_000, max(1, int(limits.cpus * _DEFAULT_WEIGHT))))
+        write(directory / "cpu.weight", min(10_000, max(1, int(limits.weight * _DEFAULT_WEIGHT))))
         write(directory / "pids.max", limits.pids)
 
     def limit_memory(self, group: str, memory_bytes: int) -> None:
@@ -74,6 +74,18 @@ class V2:
             )
         except FileNotFoundError:
             return None
+
+    def cpu_used_seconds(self, group: str) -> float | None:
+        try:
+            return read_table(self._root / group / "cpu.stat").get("usage_usec", 0) / 1e6
+        except FileNotFoundError:
+            return None
+
+    def cached_bytes(self, group: str) -> int:
+        try:
+            return read_table(self._root / group / "memory.stat").get("file", 0)
+        except FileNotFoundError:
+            return 0
 
     def members(self, group: str) -> set[int]:
         return read_members(self._root / group)

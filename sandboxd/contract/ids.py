@@ -49,10 +49,25 @@ def is_id(kind: str, text: str) -> bool:
     return text.startswith(kind) and _PATTERN.fullmatch(text) is not None
 
 
+def new_handle(random_bytes: RandomBytes) -> str:
+    """Draw a name for a sandbox that is nobody's yet. As long as an id, but no call can name it: it is none."""
+    return "sbx1" + id_from_bytes("sbx", random_bytes(ID_BYTES))[4:]
+
+
+def is_handle(text: str) -> bool:
+    """Tell whether `text` is what a node's own parts may know a sandbox by: its id, or a name of the ready pool."""
+    return is_id("sbx", f"sbxa{text[4:]}" if text.startswith("sbx1") else text)
+
+
 def process_id_from_key(sandbox_id: str, idempotency_key: str) -> str:
     """Return the process id an `Idempotency-Key` on a process call stands for."""
     digest = hashlib.sha256(sandbox_id.encode() + b"\0" + idempotency_key.encode()).digest()
     return id_from_bytes("prc", digest)
+
+
+def entrypoint_process_id(sandbox_id: str) -> str:
+    """Return the process id of a sandbox's entrypoint. No key can stand for it: keys are printable."""
+    return process_id_from_key(sandbox_id, "\0entrypoint")
 
 
 def image_id_from_digest(digest: str) -> str:

@@ -2,10 +2,10 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import AfterValidator, Field, StringConstraints
 
 from sandboxd.contract.ids import ImageId, NodeId, SandboxId
-from sandboxd.contract.processes import MAX_TIMEOUT_SECONDS, Open, PathText, Strict, Time, UserName
+from sandboxd.contract.processes import MAX_TIMEOUT_SECONDS, Argument, Open, PathText, Strict, Time, UserName
 from sandboxd.contract.reasons import SandboxReason
 from sandboxd.contract.states import SandboxState
 
@@ -13,6 +13,24 @@ Ordinal = Annotated[int, Field(le=2**53)]
 # Numbers without a bound would end the node agent where they meet a clock or the ledger.
 Seconds = Annotated[int, Field(le=MAX_TIMEOUT_SECONDS)]
 HostName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9]([A-Za-z0-9-]{0,62})$")]
+
+
+MAX_ENTRYPOINT_BYTES = 65_536
+"""Shown with the sandbox, so it must stay small."""
+
+
+def _entrypoint(argv: list[str]) -> list[str]:
+    if not argv[0]:
+        msg = "the command is empty"
+        raise ValueError(msg)
+    if sum(len(argument.encode()) + 1 for argument in argv) > MAX_ENTRYPOINT_BYTES:
+        msg = f"longer than {MAX_ENTRYPOINT_BYTES} bytes in all"
+        raise ValueError(msg)
+    return argv
+
+
+Entrypoint = Annotated[list[Argument], Field(min_length=1, max_length=4096), AfterValidator(_entrypoint)]
+"""A command that the sandbox is there for."""
 
 
 class Resources(Strict):
@@ -46,6 +64,10 @@ class SandboxSpec(Strict):
     user: UserName | None = None
     cwd: PathText | None = None
     hostname: HostName = "sandbox"
+    entrypoint: Entrypoint | None = None
+    """Started after the guest is; its end is the sandbox's. None: nothing is run."""
+    use_image_entrypoint: bool = False
+    """Take the image's entrypoint and cmd; the node fills in `entrypoint`."""
     resources: Resources = Resources()
     egress: EgressSpec = EgressSpec(mode="blocked")
     timeout_seconds: Seconds | None = Field(default=3600, ge=1)
@@ -91,6 +113,8 @@ class SandboxReport(Open):
     user: str | None = None
     cwd: str | None = None
     shell: str | None = None
+    entrypoint: list[str] | None = None
+    """Of the image, where that was asked for."""
     address: str | None = None
     started_at: Time | None = None
     ended_at: Time | None = None
@@ -127,6 +151,27 @@ class RuntimeInfo(Open):
     platform: str
 
 
+class ReadySandboxes(Open):
+    """How many sandboxes of a kind a node has ready: booted, blocked, nobody's."""
+
+    image_id: ImageId
+    memory_mib: int
+    processors: int
+    disk_mib: int
+    ready: int
+
+
+class PoolReport(Open):
+    """A node's ready pool. The counts are since the node agent's start."""
+
+    ready: list[ReadySandboxes] = Field(default_factory=list[ReadySandboxes])
+    hits: int = 0
+    misses: int = 0
+    boots: int = 0
+    boot_failures: int = 0
+    claim_failures: int = 0
+
+
 class NodeReport(Open):
     """Body of `POST /internal/v1/node-reports`: what a node has and runs.
 
@@ -151,6 +196,7 @@ class NodeReport(Open):
     capacity: Capacity
     used: Capacity
     images: list[NodeImage]
+    pool: PoolReport = PoolReport()
     sandboxes: list[SandboxReport]
 
 

@@ -71,7 +71,13 @@ REASONS: Final = (
         _R.ENTRYPOINT_EXITED, _STOPPED, "intent: the guest said the entrypoint exited", retryable=False, billed=True
     ),
     ReasonRow(_R.IMAGE_UNAVAILABLE, _FAILED, "the image could not be opened or verified", retryable=True, billed=False),
-    ReasonRow(_R.START_FAILED, _FAILED, "a hook failed before the guest answered", retryable=True, billed=False),
+    ReasonRow(
+        _R.START_FAILED,
+        _FAILED,
+        "a hook failed before it ran, or its entrypoint could not be executed",
+        retryable=True,
+        billed=False,
+    ),
     ReasonRow(
         _R.GUEST_FAILED, _FAILED, "PID 1 ended, or lies, while the sentry was well", retryable=False, billed=True
     ),

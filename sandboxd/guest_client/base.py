@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from sandboxd.contract.frames import Batch, Frame
+from sandboxd.guest_client.file_calls import GuestFiles
 
 GUEST_PORT: Final = 49979
 """The reserved TCP port of every sandbox; no tunnel, gateway route or dial may name it."""
@@ -27,9 +28,13 @@ class Init:
     resolvers: tuple[str, ...]
     max_processes: int
     memory_bytes: int
+    cpus: float
+    """What programs inside that look for a quota of their own are to find."""
     now_us: int
     seed: bytes = field(repr=False)
     backstop_seconds: float | None
+    token: str | None = field(default=None, repr=False)
+    """The token from now on: of a sandbox that was made ready under another name. The old one is dead."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +69,24 @@ class Started:
     joined: bool
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeedRequest:
+    """What a reader of the feed knows already, and how much it wants how often."""
+
+    positions: dict[str, int] = field(default_factory=dict[str, int])
+    """The next byte of each process that is known and has not ended."""
+    ended: list[str] = field(default_factory=list[str])
+    """Processes whose end is known."""
+    most_bytes: int = 262_144
+    """In one batch, the newest bytes first; what does not fit is named by a lost frame."""
+    interval_seconds: float = 0.5
+    linger_seconds: float = 5
+    """How long the feed goes on when nothing runs."""
+    keepalive_seconds: float = 30
+    follow: bool = True
+    """False: what is there now, and no more."""
+
+
 class GuestError(Exception):
     """The guest broke its protocol, lied beyond belief, or went beyond a bound."""
 
@@ -88,6 +111,41 @@ class FollowedStart(Protocol):
         ...
 
 
+class GuestAttachment(Protocol):
+    """One connection to a process, both ways."""
+
+    def batches(self) -> AsyncGenerator[Batch]:
+        """Yield whole frames until `exit`: `attached` first, then output, and what became of input between.
+
+        GuestUnreachableError when the connection breaks or falls silent before. What is in the frames is not checked.
+        """
+        ...
+
+    async def send(self, frame: bytes) -> None:
+        """Send one frame of input. Waits while the guest takes no more."""
+        ...
+
+    async def detach(self) -> None:
+        """Let the guest take what was sent, and go. Bounded in time."""
+        ...
+
+
+class Duplex(Protocol):
+    """A stream of bytes both ways. GuestUnreachableError when it breaks."""
+
+    async def read(self) -> bytes:
+        """Return some bytes; none at the end of what the other side says."""
+        ...
+
+    async def write(self, data: bytes) -> None:
+        """Send bytes. Waits while the other side takes no more."""
+        ...
+
+    def end(self) -> None:
+        """Say that no more will be written."""
+        ...
+
+
 class Guest(Protocol):
     """One sandbox's guest agent.
 
@@ -104,7 +162,7 @@ class Guest(Protocol):
         ...
 
     async def init(self, init: Init, timeout_seconds: float = 10) -> InitResult:
-        """Tell it who it is."""
+        """Tell it who it is. With a token in it, every later call is made by that one."""
         ...
 
     async def set_backstop(self, seconds: float | None) -> None:
@@ -149,6 +207,16 @@ class Guest(Protocol):
         """Pass standard input on; `{offset, closed}`."""
         ...
 
+    def attach(
+        self, process_id: str, *, after: int = 0, tail_bytes: int | None = None
+    ) -> AbstractAsyncContextManager[GuestAttachment]:
+        """Attach to a process: its output from a position, and input."""
+        ...
+
+    def dial(self, port: int) -> AbstractAsyncContextManager[Duplex]:
+        """Connect to a port of the sandbox's loopback; `port_not_listening`."""
+        ...
+
     async def signal(self, process_id: str, signal: str, scope: str, key: str | None) -> None:
         """Send a signal."""
         ...
@@ -157,12 +225,21 @@ class Guest(Protocol):
         """Resize a terminal."""
         ...
 
-    async def write_file(self, path: str, body: bytes, *, user: str | None, mode: str | None) -> None:
-        """Write one file, whole, with the rights of `user`."""
+    @property
+    def files(self) -> GuestFiles:
+        """Its calls on files."""
         ...
 
     async def metrics(self) -> dict[str, Any]:
         """Return its own view of its use: hints, never billing."""
+        ...
+
+    async def ports(self, port: int | None, wait_seconds: float) -> dict[str, Any]:
+        """Return what listens, `{items}`, after waiting at most that long for the port, or for any."""
+        ...
+
+    def feed(self, request: FeedRequest) -> AbstractAsyncContextManager[AsyncGenerator[Batch]]:
+        """Open the newest output of all processes; before the frames of each, an `attached` frame names it."""
         ...
 
     async def shutdown(self, grace_seconds: float) -> None:

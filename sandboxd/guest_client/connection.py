@@ -7,7 +7,7 @@ import asyncio
 import functools
 import io
 import socket
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -44,12 +44,15 @@ class Limits:
     """A guest that takes no byte of standard input answers within 30 s by itself; keep-alives come every 15 s."""
     write_seconds: float = 86_400.0
     """One call that writes standard input, as long as both ends go on."""
+    work_seconds: float = 600.0
+    """Work on a whole tree, or on what was packed: as long as the sandbox's disk takes."""
     settle_seconds: float = 0.02
     """How long the end of a body may follow the exit frame for its connection to be kept."""
     idle_seconds: float = 30.0
 
 
 BROKEN: Final = (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, OSError, TimeoutError)
+SUCCESSES: Final = frozenset({200, 201, 204})
 _MAX_UNREAD_ANSWERS: Final = 4
 
 _FIRST_NAP_SECONDS: Final = 0.008
@@ -117,6 +120,12 @@ class GuestConnection:
                 nap = max(_FIRST_NAP_SECONDS - waited, _NAP_SHARE * waited)
                 await asyncio.sleep(min(nap, _LONGEST_NAP_SECONDS))
 
+    def use(self, token: str) -> None:
+        """Make every later request with another token; what is open stays."""
+        self._token = token
+        if self._opened is not None:
+            self._opened.headers["Authorization"] = f"Bearer {token}"
+
     async def close(self) -> None:
         """Drop them all."""
         self._closed = True
@@ -160,6 +169,31 @@ class GuestConnection:
             max_headers=32,
         )
 
+    async def connected(self) -> socket.socket:
+        """Return a connection of its own, outside the kept ones. GuestUnreachableError."""
+        if self._closed:
+            raise GuestUnreachableError("the client is closed")
+        made = self._open_socket()
+        try:
+            made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            async with asyncio.timeout(self.limits.connect_seconds):
+                await asyncio.get_running_loop().sock_connect(made, (self._url.host, self._url.port))
+        except (OSError, TimeoutError) as error:
+            made.close()
+            raise GuestUnreachableError(f"no connection: {type(error).__name__}") from error
+        except BaseException:
+            made.close()
+            raise
+        return made
+
+    def upgrade_head(self, path: str, query: dict[str, str], protocol: str) -> bytes:
+        """Return the request that turns a connection into a stream."""
+        target = self._url.joinpath("v1", path, encoded=True).with_query(query).raw_path_qs
+        return (
+            f"GET {target} HTTP/1.1\r\nHost: {self._url.host}\r\nAuthorization: Bearer {self._token}\r\n"
+            f"Connection: Upgrade\r\nUpgrade: {protocol}\r\n\r\n"
+        ).encode("ascii")
+
     def _socket_for(self, _address: object) -> socket.socket:
         return self._open_socket()
 
@@ -188,17 +222,18 @@ class GuestConnection:
         response = await self.send(method, path, json=json, headers=headers, again=again)
         await self.body(response, self.limits.error_bytes)
 
-    async def send(
+    async def send(  # noqa: PLR0913 - the parts of a request
         self,
         method: str,
         path: str,
         *,
-        query: dict[str, str] | None = None,
+        query: Mapping[str, str | list[str]] | None = None,
         json: dict[str, Any] | None = None,
         data: bytes | AsyncGenerator[bytes] | None = None,
         headers: dict[str, str] | None = None,
         seconds: float | None = None,
         again: bool = True,
+        statuses: frozenset[int] = SUCCESSES,
     ) -> aiohttp.ClientResponse:
         """Send a request and return the answer with its body unread.
 
@@ -218,7 +253,7 @@ class GuestConnection:
             if not once_more or isinstance(data, AsyncGenerator):
                 raise
             response = await self._request(method, url, data, sent, seconds)
-        if response.status in (200, 201, 204) and "Content-Encoding" not in response.headers:
+        if response.status in statuses and "Content-Encoding" not in response.headers:
             return response
         return await self._refuse(response)
 

@@ -14,7 +14,20 @@ from typing import Any
 
 from sandboxd.contract.frames import Batch, Frame, FrameKind, batch_of
 from sandboxd.contract.problems import ProblemError
-from sandboxd.guest_client.base import FollowedStart, GuestUnreachableError, Health, Init, InitResult, Started
+from sandboxd.guest_client.base import (
+    Duplex,
+    FeedRequest,
+    FollowedStart,
+    GuestAttachment,
+    GuestUnreachableError,
+    Health,
+    Init,
+    InitResult,
+    Started,
+)
+from sandboxd.guest_client.fake_attach import FakeAttachment, FakeStream
+from sandboxd.guest_client.fake_feed import feed
+from sandboxd.guest_client.fake_files import FakeFiles
 from sandboxd.guest_client.fake_process import FakeProcess
 
 
@@ -28,7 +41,10 @@ class FakeGuest:
     def __init__(self, *, now: Callable[[], datetime] = _utc_now, shell: str | None = "/bin/sh") -> None:
         self.initialized_by: Init | None = None
         self.shell = shell
-        self.files: dict[str, bytes] = {}
+        self.echoing: set[int] = set()
+        """Ports on which a server sends back what it is sent."""
+        self.listens: list[dict[str, Any]] = []
+        """What `ports` answers."""
         self.calls: Counter[str] = Counter()
         self.backstop_seconds: float | None = None
         self._now = now
@@ -38,6 +54,7 @@ class FakeGuest:
         self._alive = asyncio.Event()
         self._alive.set()
         self._refuses = False
+        self.files = FakeFiles(self._enter, now)
 
     def die(self) -> None:
         """Fall silent for good: every call, and every stream that is open, becomes unreachable."""
@@ -88,6 +105,10 @@ class FakeGuest:
             raise GuestUnreachableError("no answer") from None
         if init.user == "nobody-here":
             raise ProblemError("user_not_found", f"no such user: {init.user}")
+        if init.token is not None:
+            if any(process.exit is None for process in self._processes.values()):
+                raise ProblemError("invalid_request", "processes are running")
+            self._processes.clear()
         self.initialized_by = init
         self.backstop_seconds = init.backstop_seconds
         user = init.user or "user"
@@ -200,6 +221,32 @@ class FakeGuest:
             process.feed(b"", close=True)
         return {"offset": process.stdin_offset, "closed": process.stdin_closed}
 
+    def attach(
+        self, process_id: str, *, after: int = 0, tail_bytes: int | None = None
+    ) -> AbstractAsyncContextManager[GuestAttachment]:
+        return self._attach(process_id, after, tail_bytes)
+
+    @asynccontextmanager
+    async def _attach(self, process_id: str, after: int, tail_bytes: int | None) -> AsyncGenerator[FakeAttachment]:
+        await self._enter("attach")
+        process = self._find(process_id)
+        end = process.output.next_seq
+        if tail_bytes is not None:
+            after = max(process.output.first_seq, end - tail_bytes)
+        if after > end:
+            raise ProblemError("seq_out_of_range", f"the output ends at {end}", next_seq=end)
+        yield FakeAttachment(process, after, self, self._require_alive)
+
+    def dial(self, port: int) -> AbstractAsyncContextManager[Duplex]:
+        return self._dial(port)
+
+    @asynccontextmanager
+    async def _dial(self, port: int) -> AsyncGenerator[FakeStream]:
+        await self._enter("dial")
+        if port not in self.echoing:
+            raise ProblemError("port_not_listening", f"port {port}: connection refused", port=port)
+        yield FakeStream()
+
     async def signal(self, process_id: str, signal: str, scope: str, key: str | None) -> None:
         del scope, key
         await self._enter("signal")
@@ -217,11 +264,6 @@ class FakeGuest:
             raise ProblemError("invalid_request", "the process has no terminal")
         process.spec["tty"] = {"rows": rows, "cols": cols}
 
-    async def write_file(self, path: str, body: bytes, *, user: str | None, mode: str | None) -> None:
-        del user, mode
-        await self._enter("write_file")
-        self.files[path] = body
-
     async def metrics(self) -> dict[str, Any]:
         await self._enter("metrics")
         running = sum(process.exit is None for process in self._processes.values())
@@ -229,6 +271,28 @@ class FakeGuest:
             "cpu_used_seconds": 0.0, "memory_used_bytes": 0, "processes": running, "disk_used_bytes": 0,
             "disk_limit_bytes": 0, "ports": [],
         }  # fmt: skip
+
+    async def ports(self, port: int | None, wait_seconds: float) -> dict[str, Any]:
+        await self._enter("ports")
+        try:
+            async with asyncio.timeout(wait_seconds):
+                while not self._at(port):  # noqa: ASYNC110 - tests set what listens
+                    await asyncio.sleep(0.005)
+        except TimeoutError:
+            pass
+        self._require_alive()
+        return {"items": self._at(port)}
+
+    def _at(self, port: int | None) -> list[dict[str, Any]]:
+        return [each for each in self.listens if port in (None, each["port"])]
+
+    def feed(self, request: FeedRequest) -> AbstractAsyncContextManager[AsyncGenerator[Batch]]:
+        return self._feed(request)
+
+    @asynccontextmanager
+    async def _feed(self, request: FeedRequest) -> AsyncGenerator[AsyncGenerator[Batch]]:
+        await self._enter("feed")
+        yield feed(self._processes, request, self._require_alive)
 
     async def shutdown(self, grace_seconds: float) -> None:
         await self._enter("shutdown")

@@ -4,7 +4,7 @@ import asyncio
 import base64
 import shlex
 import signal as signals
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -71,7 +71,7 @@ class FakeProcess:
     """One command that a fake guest plays. Lives on the event loop's timers, in no task."""
 
     def __init__(
-        self, spec: dict[str, Any], *, now: Callable[[], datetime], files: dict[str, bytes], pid: int, shell: str
+        self, spec: dict[str, Any], *, now: Callable[[], datetime], files: Mapping[str, bytes], pid: int, shell: str
     ) -> None:
         self.spec = spec
         self.id: str = spec["id"]
@@ -80,6 +80,8 @@ class FakeProcess:
         self.exit: Exit | None = None
         self.stdin_closed = not (spec.get("stdin") or spec.get("tty") or spec.get("input_base64") is not None)
         self.stdin_offset = 0
+        self.takes_stdin = True
+        """False: standard input is full, and nothing that attachments send is written."""
         policy: dict[str, Any] = spec.get("output") or {}
         self.output = _Output(int(policy.get("ring_bytes", DEFAULT_RING_BYTES)))
         self.started_at = now()

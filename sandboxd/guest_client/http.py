@@ -16,7 +16,10 @@ import aiohttp
 from sandboxd.contract.frames import Batch, Decoder, Frame, FrameError
 from sandboxd.guest_client.base import (
     GUEST_PORT,
+    Duplex,
+    FeedRequest,
     FollowedStart,
+    GuestAttachment,
     GuestError,
     GuestUnreachableError,
     Health,
@@ -25,8 +28,11 @@ from sandboxd.guest_client.base import (
     Started,
 )
 from sandboxd.guest_client.connection import GuestConnection, Limits
+from sandboxd.guest_client.feed import open_feed
+from sandboxd.guest_client.files import HttpFiles
 from sandboxd.guest_client.pace import Pace
 from sandboxd.guest_client.stream import FrameStream
+from sandboxd.guest_client.upgrade import attached, dialled
 from sandboxd.guest_client.wire import parse_health, parse_init_result, render_init
 
 
@@ -44,6 +50,7 @@ class HttpGuest:
     ) -> None:
         self._connection = GuestConnection(address, token, open_socket=open_socket, port=port, limits=limits)
         self._pace = Pace()
+        self.files = HttpFiles(self._connection, self._pace)
 
     async def listening(self) -> None:
         await self._connection.listening()
@@ -53,7 +60,10 @@ class HttpGuest:
 
     async def init(self, init: Init, timeout_seconds: float = 10) -> InitResult:
         body = render_init(init, base64.b64encode(init.seed).decode())
-        return parse_init_result(await self._connection.json("POST", "init", json=body, seconds=timeout_seconds))
+        result = parse_init_result(await self._connection.json("POST", "init", json=body, seconds=timeout_seconds))
+        if init.token is not None:
+            self._connection.use(init.token)
+        return result
 
     async def set_backstop(self, seconds: float | None) -> None:
         await self._connection.nothing("POST", "backstop", json={"seconds": seconds})
@@ -169,6 +179,14 @@ class HttpGuest:
                 raise failure[0] from None
             raise
 
+    def attach(
+        self, process_id: str, *, after: int = 0, tail_bytes: int | None = None
+    ) -> AbstractAsyncContextManager[GuestAttachment]:
+        return attached(self._connection, self._pace, process_id, after=after, tail_bytes=tail_bytes)
+
+    def dial(self, port: int) -> AbstractAsyncContextManager[Duplex]:
+        return dialled(self._connection, port)
+
     async def signal(self, process_id: str, signal: str, scope: str, key: str | None) -> None:
         headers = {} if key is None else {"Idempotency-Key": key}
         body = {"signal": signal, "scope": scope}
@@ -178,16 +196,16 @@ class HttpGuest:
     async def resize(self, process_id: str, rows: int, cols: int) -> None:
         await self._connection.nothing("POST", f"processes/{process_id}/resize", json={"rows": rows, "cols": cols})
 
-    async def write_file(self, path: str, body: bytes, *, user: str | None, mode: str | None) -> None:
-        query = {"path": path, "parents": "1"}
-        query |= {name: value for name, value in (("user", user), ("mode", mode)) if value is not None}
-        response = await self._connection.send(
-            "PUT", "files", query=query, data=body, seconds=self._connection.limits.start_seconds
-        )
-        await self._connection.body(response, self._connection.limits.json_bytes)
-
     async def metrics(self) -> dict[str, Any]:
         return await self._connection.json("GET", "metrics")
+
+    async def ports(self, port: int | None, wait_seconds: float) -> dict[str, Any]:
+        query = {"wait_seconds": f"{wait_seconds:.3f}"} | ({} if port is None else {"port": str(port)})
+        seconds = self._connection.limits.answer_seconds + wait_seconds
+        return await self._connection.json("GET", "ports", query=query, seconds=seconds)
+
+    def feed(self, request: FeedRequest) -> AbstractAsyncContextManager[AsyncGenerator[Batch]]:
+        return open_feed(self._connection, request)
 
     async def shutdown(self, grace_seconds: float) -> None:
         body = {"grace_seconds": grace_seconds}

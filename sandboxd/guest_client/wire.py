@@ -1,5 +1,6 @@
 """What a guest's bytes may mean: parsing without trust. Pure."""
 
+import hashlib
 from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
@@ -10,11 +11,15 @@ from sandboxd.contract.validation import invalid_field
 from sandboxd.guest_client.base import GuestError, Health, Init, InitResult
 
 MAX_MESSAGE: Final = 1024
+_MAX_MEMBER: Final = 256
 
 Count = Annotated[int, Field(ge=0, le=2**63 - 1)]
 Word = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 Path = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
 
+_EXTRACTED: Final[dict[str, type]] = {
+    f"extracted_{name}": int for name in ("files", "directories", "symlinks", "bytes")
+}
 _PASSED_ON: Final[dict[str, dict[str, type]]] = {
     "invalid_request": {},
     "process_not_found": {},
@@ -33,7 +38,15 @@ _PASSED_ON: Final[dict[str, dict[str, type]]] = {
     "file_not_found": {},
     "is_directory": {},
     "not_a_directory": {},
+    "already_exists": {},
+    "directory_not_empty": {},
+    "in_use": {},
+    "generation_mismatch": {"etag": str},
+    "range_not_satisfiable": {"size_bytes": int},
+    "unsafe_archive": {"entry": str, **_EXTRACTED},
+    "malformed_request": {},
     "disk_full": {},
+    "port_not_listening": {"port": int},
     "sandbox_not_ready": {},
     "not_implemented": {},
 }
@@ -86,7 +99,10 @@ def parse_problem(status: int, body: bytes) -> ProblemError:
     found = {name: _member(answer, name, kind) for name, kind in members.items()}
     reason = found.pop("reason", None)
     problem = ProblemError(code, message, reason=reason if isinstance(reason, str) else None)
-    problem.members = found
+    extracted = {name.removeprefix("extracted_"): found.pop(name) for name in _EXTRACTED if name in found}
+    problem.members = found | ({"extracted": extracted} if extracted else {})
+    if code == "disk_full":
+        problem.members["scope"] = "sandbox"
     return problem
 
 
@@ -94,7 +110,7 @@ def _member(answer: dict[str, Any], name: str, kind: type) -> object:
     value = answer.get(name)
     if type(value) is not kind or (isinstance(value, int) and not 0 <= value < 2**63):
         raise GuestError(f"the guest's error lacks a usable {name}")
-    return value[:64] if isinstance(value, str) else value
+    return value[:_MAX_MEMBER] if isinstance(value, str) else value
 
 
 def parse_health(answer: dict[str, Any]) -> Health:
@@ -145,7 +161,9 @@ def render_init(init: Init, seed_base64: str) -> dict[str, Any]:
         "resolvers": list(init.resolvers),
         "max_processes": init.max_processes,
         "memory_bytes": init.memory_bytes,
+        "cpus": init.cpus,
         "now_us": init.now_us,
         "seed_base64": seed_base64,
         "backstop_seconds": init.backstop_seconds,
+        "token_sha256": None if init.token is None else hashlib.sha256(init.token.encode()).hexdigest(),
     }

@@ -38,6 +38,8 @@ class Parts:
     """What the hooks of one sandbox have made of it so far. Written by the hook that makes it, read by later ones."""
 
     sandbox_id: str
+    handle: str
+    """What runtime, groups, slot and upper directory know it by: its id, or the name it had in the ready pool."""
     spec: SandboxSpec
     env: dict[str, str] = field(repr=False)
     """Kept until the guest has been told, then dropped."""
@@ -52,6 +54,8 @@ class Parts:
     incarnation: Incarnation | None = None
     guest: Guest | None = None
     init: InitResult | None = None
+    exit_code: int | None = None
+    """Of an entrypoint that could not be executed."""
 
 
 class Hook(Protocol):
@@ -60,6 +64,9 @@ class Hook(Protocol):
     `prepare` makes it so; it may fail or be cancelled at any step. `cleanup` undoes it, wholly and any number of
     times, and may be called without `prepare`, or after half of it; it is called in the reverse order of the list.
     `recover` is called instead of `prepare` for a sandbox that an earlier node agent started.
+
+    `make_ready` is called instead of `prepare` for a sandbox of the ready pool, which is nobody's yet; `claim` later
+    makes true what is left of `prepare` for the one it becomes. Whichever failed or was cut off, `cleanup` undoes it.
     """
 
     @property
@@ -73,6 +80,11 @@ class Hook(Protocol):
         ...
 
     @property
+    def ready_steps(self) -> tuple[str, ...]:
+        """Every step that `make_ready` and then `claim` reach, in order."""
+        ...
+
+    @property
     def safe_after(self) -> frozenset[str]:
         """Hooks whose cleanup must have succeeded before this one's may run.
 
@@ -80,8 +92,21 @@ class Hook(Protocol):
         """
         ...
 
+    @property
+    def claims_after(self) -> frozenset[str]:
+        """Hooks whose claim must be done before this one's begins; without any, it runs beside the others."""
+        ...
+
     async def prepare(self, parts: Parts) -> None:
         """Make it true."""
+        ...
+
+    async def make_ready(self, parts: Parts) -> None:
+        """Make true what does not depend on whose it will be; nothing may be reached from it."""
+        ...
+
+    async def claim(self, parts: Parts) -> None:
+        """Make it this sandbox's: quick, because a create waits for it."""
         ...
 
     async def recover(self, parts: Parts) -> None:

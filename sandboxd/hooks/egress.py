@@ -9,7 +9,9 @@ class EgressHook:
 
     name = "egress"
     steps = ("egress.apply", "egress.applied")
+    ready_steps = steps
     safe_after = NOTHING
+    claims_after = NOTHING
 
     def __init__(self, network: Network, points: FailPoints) -> None:
         self._network = network
@@ -19,6 +21,12 @@ class EgressHook:
         await self._points.reach("egress.apply")
         await self._apply(parts)
         await self._points.reach("egress.applied")
+
+    async def make_ready(self, parts: Parts) -> None:
+        """A slot is handed out blocked."""
+
+    async def claim(self, parts: Parts) -> None:
+        await self.prepare(parts)
 
     async def recover(self, parts: Parts) -> None:
         await self._apply(parts)

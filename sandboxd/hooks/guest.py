@@ -4,11 +4,12 @@ from collections.abc import Callable
 from typing import Final
 
 from sandboxd.clock import Clock
-from sandboxd.contract.ids import RandomBytes
+from sandboxd.contract.ids import RandomBytes, new_id
 from sandboxd.guest_client.base import Guest, GuestError, GuestUnreachableError, Init, InitResult
 from sandboxd.hooks.base import NOTHING, FailPoints, Parts, unless_dead
 from sandboxd.network.base import Slot
 from sandboxd.runtime.base import Runtime
+from sandboxd.runtime.bundle import GUEST_MOUNT
 
 _SEED_BYTES: Final = 32
 _MAX_TEXT: Final = 4096
@@ -21,7 +22,9 @@ class GuestHook:
 
     name = "guest"
     steps = ("guest.connect", "guest.init", "guest.initialized", "guest.close")
+    ready_steps = ("guest.connect", "guest.ready", "guest.init", "guest.initialized")
     safe_after = NOTHING
+    claims_after = NOTHING
 
     def __init__(
         self,
@@ -41,11 +44,45 @@ class GuestHook:
         self._margin_seconds = backstop_margin_seconds
 
     async def prepare(self, parts: Parts) -> None:
+        guest = await self._listening(parts)
+        await self._tell(parts, guest, token=None)
+
+    async def make_ready(self, parts: Parts) -> None:
+        guest = await self._listening(parts)
+        await unless_dead(self._runtime, parts.handle, self._warm(parts, guest))
+        await self._points.reach("guest.ready")
+
+    async def claim(self, parts: Parts) -> None:
+        if parts.guest is None:
+            raise GuestUnreachableError("no guest was made ready")
+        await self._tell(parts, parts.guest, token=parts.token)
+
+    async def _warm(self, parts: Parts, guest: Guest) -> None:
+        """Have everything done once that a create and a first process do, because each costs more the first time.
+
+        As root, in the root directory, by the guest's own program: nothing of the image has a say. The init of the
+        claim makes the guest forget it.
+        """
+        await guest.init(self._init(parts, None))
+        spec = {
+            "id": new_id("prc", self._random_bytes), "argv": [f"{GUEST_MOUNT}/guest", "--version"], "env": {},
+            "cwd": "/", "user": "0", "tty": None, "stdin": False, "merge_stderr": False, "timeout_seconds": 30,
+            "kill_grace_seconds": 0, "tag": None,
+            "output": {"mode": "ring", "ring_bytes": 65536, "limit_bytes": None},
+        }  # fmt: skip
+        async with guest.start_followed(spec) as followed:
+            async for _ in followed.batches():
+                pass
+
+    async def _listening(self, parts: Parts) -> Guest:
         await self._points.reach("guest.connect")
-        slot, guest = self._connect(parts)
-        await unless_dead(self._runtime, parts.sandbox_id, guest.listening())
+        guest = self._connect(parts)
+        await unless_dead(self._runtime, parts.handle, guest.listening())
+        return guest
+
+    async def _tell(self, parts: Parts, guest: Guest, *, token: str | None) -> None:
         await self._points.reach("guest.init")
-        result = await unless_dead(self._runtime, parts.sandbox_id, guest.init(self._init(parts, slot)))
+        result = await unless_dead(self._runtime, parts.handle, guest.init(self._init(parts, token)))
         parts.init = _believable(result)
         parts.env = {}
         await self._points.reach("guest.initialized")
@@ -59,13 +96,13 @@ class GuestHook:
         if parts.guest is not None:
             await parts.guest.close()
 
-    def _connect(self, parts: Parts) -> tuple[Slot, Guest]:
-        if parts.slot is None:
-            raise GuestUnreachableError("the sandbox has no slot")
-        parts.guest = self._runtime.guest(parts.sandbox_id, parts.slot.address, parts.token)
-        return parts.slot, parts.guest
+    def _connect(self, parts: Parts) -> Guest:
+        slot = _slot(parts)
+        parts.guest = self._runtime.guest(parts.handle, slot.address, parts.token)
+        return parts.guest
 
-    def _init(self, parts: Parts, slot: Slot) -> Init:
+    def _init(self, parts: Parts, token: str | None) -> Init:
+        slot = _slot(parts)
         config = parts.image.config if parts.image else None
         backstop = None
         if parts.spec.timeout_seconds is not None:
@@ -85,10 +122,18 @@ class GuestHook:
             resolvers=self._resolvers if parts.spec.egress.mode == "open" else (),
             max_processes=parts.spec.resources.max_processes,
             memory_bytes=parts.spec.resources.memory_mib * 1024 * 1024,
+            cpus=parts.spec.resources.cpus,
             now_us=int(self._clock.now().timestamp() * 1_000_000),
             seed=self._random_bytes(_SEED_BYTES),
             backstop_seconds=backstop,
+            token=token,
         )
+
+
+def _slot(parts: Parts) -> Slot:
+    if parts.slot is None:
+        raise GuestUnreachableError("the sandbox has no slot")
+    return parts.slot
 
 
 def _believable(result: InitResult) -> InitResult:

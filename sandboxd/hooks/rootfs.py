@@ -9,7 +9,7 @@ from pathlib import Path
 
 import structlog
 
-from sandboxd.hooks.base import FailPoints, Parts
+from sandboxd.hooks.base import NOTHING, FailPoints, Parts
 from sandboxd.images.base import ImageDamagedError, ImageMissingError, Images
 
 _log = structlog.get_logger(__name__)
@@ -20,7 +20,9 @@ class RootfsHook:
 
     name = "rootfs"
     steps = ("rootfs.lease", "rootfs.upper", "rootfs.prepared", "rootfs.remove", "rootfs.unlease", "rootfs.removed")
+    ready_steps = ("rootfs.lease", "rootfs.upper", "rootfs.prepared")
     safe_after = frozenset({"launch"})
+    claims_after = NOTHING
 
     def __init__(self, images: Images, upper_dir: Path, points: FailPoints) -> None:
         self._images = images
@@ -31,8 +33,14 @@ class RootfsHook:
         await self._points.reach("rootfs.lease")
         parts.image = await parts.leases.enter_async_context(self._images.lease(parts.spec.image.id))
         await self._points.reach("rootfs.upper")
-        self.upper(parts.sandbox_id).mkdir(mode=0o700, exist_ok=True)
+        self.upper(parts.handle).mkdir(mode=0o700, exist_ok=True)
         await self._points.reach("rootfs.prepared")
+
+    async def make_ready(self, parts: Parts) -> None:
+        await self.prepare(parts)
+
+    async def claim(self, parts: Parts) -> None:
+        """Nothing was written into it by anybody."""
 
     async def recover(self, parts: Parts) -> None:
         try:
@@ -43,7 +51,7 @@ class RootfsHook:
 
     async def cleanup(self, parts: Parts) -> None:
         await self._points.reach("rootfs.remove")
-        upper = self.upper(parts.sandbox_id)
+        upper = self.upper(parts.handle)
         if upper.exists():
             await _settled(functools.partial(_remove_tree, upper))
         await self._points.reach("rootfs.unlease")
@@ -51,9 +59,9 @@ class RootfsHook:
         parts.image = None
         await self._points.reach("rootfs.removed")
 
-    def upper(self, sandbox_id: str) -> Path:
+    def upper(self, handle: str) -> Path:
         """Return the directory for what a sandbox writes."""
-        return self._upper_dir / sandbox_id
+        return self._upper_dir / handle
 
 
 async def _settled(work: Callable[[], None]) -> None:

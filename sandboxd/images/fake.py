@@ -33,6 +33,10 @@ class FakeImages:
         self._images[image_id] = node_image, local
         return node_image
 
+    def take_away(self, name: str) -> None:
+        """Have an image no more; what is leased stays with its holders."""
+        self._images = {each: pair for each, pair in self._images.items() if name not in pair[0].names}
+
     def fail(self, error: Exception) -> None:
         """Let the next lease raise `error`."""
         self._failures.append(error)
@@ -47,7 +51,8 @@ class FakeImages:
         if image_id not in self._images:
             raise ImageMissingError(image_id)
         self.leases[image_id] += 1
+        image = self._images[image_id][1]
         try:
-            yield self._images[image_id][1]
+            yield image
         finally:
             self.leases[image_id] -= 1

@@ -10,7 +10,7 @@ from sandboxd.contract.messages import SandboxReport, SandboxSpec
 from sandboxd.contract.reasons import SandboxReason
 from sandboxd.runtime.base import Incarnation
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 
 
 class Phase(StrEnum):
@@ -29,6 +29,8 @@ class Record:
     """What the ledger holds of one sandbox. No secret: `spec` is without `env`, and the nonce is no token."""
 
     sandbox_id: str
+    handle: str
+    """What runtime, groups, slot and upper directory know it by; its id, unless it came from the ready pool."""
     generation: int
     spec: SandboxSpec
     phase: Phase
@@ -50,6 +52,10 @@ class Record:
     intent: SandboxReason | None = None
     """Why it is being ended; written before anything of it is taken away."""
     message: str | None = None
+    cpu_before_seconds: float = 0
+    """CPU time its host processes had used before they were its own: not the tenant's."""
+    exit_code: int | None = None
+    """The entrypoint's, once it has ended."""
     report: SandboxReport | None = None
     """The last word on it, once ended."""
 
@@ -90,6 +96,15 @@ class Ledger(Protocol):
 
     async def raise_epoch(self, epoch: int) -> None:
         """Keep the highest epoch ever given. LedgerError."""
+        ...
+
+    async def copy(self) -> bytes:
+        """Return everything that was written so far as one SQLite file. LedgerError."""
+        ...
+
+    @property
+    def write_errors(self) -> int:
+        """How many writes have failed since `open`."""
         ...
 
     async def close(self) -> None:

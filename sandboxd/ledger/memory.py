@@ -1,11 +1,14 @@
 """The ledger's twin in memory: for tests, and for the crash of an agent that shares a process with its successor."""
 
+import sqlite3
 from collections.abc import Iterable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 
 from sandboxd.contract.messages import SandboxSpec
 from sandboxd.errors import LedgerError
-from sandboxd.ledger.base import Contents, Record
+from sandboxd.ledger.base import SCHEMA_VERSION, Contents, Record
+from sandboxd.ledger.rows import PUT, SCHEMA, to_row
 
 
 @dataclass(slots=True)
@@ -24,6 +27,7 @@ class MemoryLedger:
     def __init__(self, contents: LedgerContents | None = None) -> None:
         self.contents = contents or LedgerContents()
         self._failed = False
+        self.write_errors = 0
 
     async def open(self) -> Contents:
         return Contents(epoch=self.contents.epoch, records=tuple(self.contents.records.values()))
@@ -31,12 +35,14 @@ class MemoryLedger:
     async def put(self, record: Record) -> None:
         if self.contents.broken or self._failed:
             self._failed = False
+            self.write_errors += 1
             raise LedgerError("a record could not be written: broken on request")
         self._keep(record)
 
     def put_soon(self, record: Record) -> None:
         if self.contents.broken:
             self._failed = True
+            self.write_errors += 1
         else:
             self._keep(record)
 
@@ -54,11 +60,22 @@ class MemoryLedger:
         self._check()
         self.contents.epoch = max(self.contents.epoch, epoch)
 
+    async def copy(self) -> bytes:
+        with closing(sqlite3.connect(":memory:")) as memory:
+            for statement in SCHEMA:
+                memory.execute(statement)
+            memory.execute("UPDATE node SET epoch = ?", (self.contents.epoch,))
+            memory.executemany(PUT, map(to_row, self.contents.records.values()))
+            memory.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            memory.commit()
+            return memory.serialize()
+
     async def close(self) -> None:
         """Nothing waits."""
 
     def _check(self) -> None:
         if self.contents.broken:
+            self.write_errors += 1
             raise LedgerError("broken on request")
 
     def _keep(self, record: Record) -> None:

@@ -31,11 +31,15 @@ SCHEMA: Final = (
     """,
 )
 
+ADDED: Final = {"exit_code": "INTEGER", "handle": "TEXT", "cpu_before": "REAL NOT NULL DEFAULT 0"}
+"""Columns that an older ledger lacks; they stand last. A sandbox without a handle is known by its id."""
+
 COLUMNS: Final = (
     "id, generation, phase, boot_id, nonce, slot_index, sentry_pid, sentry_start, gofer_pid, gofer_start,"
-    " address, user, cwd, shell, started_at, wall_deadline, last_active, intent, message, spec, report"
+    " address, user, cwd, shell, started_at, wall_deadline, last_active, intent, message, spec, report, exit_code,"
+    " handle, cpu_before"
 )
-PUT: Final = f"INSERT OR REPLACE INTO sandboxes ({COLUMNS}) VALUES ({', '.join('?' * 21)})"  # noqa: S608 - constants
+PUT: Final = f"INSERT OR REPLACE INTO sandboxes ({COLUMNS}) VALUES ({', '.join('?' * 24)})"  # noqa: S608 - constants
 READ: Final = f"SELECT {COLUMNS} FROM sandboxes ORDER BY id"  # noqa: S608 - constants
 
 
@@ -65,6 +69,9 @@ def to_row(record: Record) -> tuple[Any, ...]:
         record.message,
         record.spec.model_dump_json(exclude={"env"}),
         record.report.model_dump_json() if record.report else None,
+        record.exit_code,
+        record.handle,
+        record.cpu_before_seconds,
     )
 
 
@@ -72,9 +79,11 @@ def from_row(row: tuple[Any, ...]) -> Record:
     """Read a row in the order of COLUMNS. ValueError if it is none of ours."""
     (sandbox_id, generation, phase, boot_id, nonce, slot_index, *rest) = row
     (sentry_pid, sentry_start, gofer_pid, gofer_start, address, user, cwd, shell, *rest) = rest
-    (started_at, wall_deadline, last_active, intent, message, spec, report) = rest
+    (started_at, wall_deadline, last_active, intent, message, spec, report, *rest) = rest
+    (exit_code, handle, cpu_before) = rest
     return Record(
         sandbox_id=sandbox_id,
+        handle=handle or sandbox_id,
         generation=generation,
         phase=Phase(phase),
         boot_id=boot_id,
@@ -90,8 +99,10 @@ def from_row(row: tuple[Any, ...]) -> Record:
         last_active=last_active,
         intent=SandboxReason(intent) if intent else None,
         message=message,
+        cpu_before_seconds=cpu_before,
         spec=SandboxSpec.model_validate_json(spec),
         report=SandboxReport.model_validate_json(report) if report else None,
+        exit_code=exit_code,
     )
 
 

@@ -13,9 +13,12 @@ from typing import Final
 
 from sandboxd.errors import LedgerError
 from sandboxd.ledger.base import SCHEMA_VERSION, Contents, Record
-from sandboxd.ledger.rows import PUT, READ, SCHEMA, from_row, to_row
+from sandboxd.ledger.rows import ADDED, PUT, READ, SCHEMA, from_row, to_row
 
 _MAX_BATCH: Final = 512
+_FORMAT_AT: Final = 18
+_ROLLBACK_FORMAT: Final = b"\x01\x01"
+"""In a database's header: it is read and written without a write-ahead log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +26,8 @@ class _Write:
     statement: str
     rows: tuple[tuple[object, ...], ...]
     done: asyncio.Future[None] | None
+    copied: asyncio.Future[bytes] | None = None
+    """Not a write: the ledger as it is before the writes that come after."""
 
 
 _STOP: Final = _Write("", (), None)
@@ -37,6 +42,7 @@ class SqliteLedger:
         self._thread: threading.Thread | None = None
         self._failure: str | None = None
         """Why a write nobody waits for failed; raised by the next one that somebody does."""
+        self.write_errors = 0
 
     async def open(self) -> Contents:
         loop = asyncio.get_running_loop()
@@ -64,6 +70,13 @@ class SqliteLedger:
 
     async def raise_epoch(self, epoch: int) -> None:
         await self._write("UPDATE node SET epoch = max(epoch, ?)", (epoch,))
+
+    async def copy(self) -> bytes:
+        if self._thread is None:
+            raise LedgerError("the ledger is not open")
+        copied: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._queue.put(_Write("", (), None, copied))
+        return await copied
 
     async def close(self) -> None:
         if self._thread is not None:
@@ -99,7 +112,7 @@ class SqliteLedger:
 
     def _batch(self) -> list[_Write]:
         batch = [self._queue.get()]
-        while batch[-1] is not _STOP and len(batch) < _MAX_BATCH:
+        while batch[-1] is not _STOP and batch[-1].copied is None and len(batch) < _MAX_BATCH:
             try:
                 batch.append(self._queue.get_nowait())
             except Empty:
@@ -108,8 +121,9 @@ class SqliteLedger:
 
     def _commit(self, loop: asyncio.AbstractEventLoop, connection: sqlite3.Connection, batch: list[_Write]) -> bool:
         """Write a batch and tell who waits; False after the last one."""
-        goes_on = batch[-1] is not _STOP
-        writes = batch if goes_on else batch[:-1]
+        last = batch[-1]
+        goes_on = last is not _STOP
+        writes = batch if goes_on and last.copied is None else batch[:-1]
         failure = _transact(connection, writes)
         if failure is None or len(writes) == 1:
             self._answer(loop, writes, failure)
@@ -117,9 +131,12 @@ class SqliteLedger:
             # One row that cannot be written must not take its neighbours' with it.
             for write in writes:
                 self._answer(loop, [write], _transact(connection, [write]))
+        if last.copied is not None:
+            _hand_over(loop, connection, last.copied)
         return goes_on
 
     def _answer(self, loop: asyncio.AbstractEventLoop, writes: list[_Write], failure: str | None) -> None:
+        self.write_errors += len(writes) if failure is not None else 0
         if failure is not None and any(write.done is None for write in writes):
             self._failure = failure
         waiting = [write.done for write in writes if write.done is not None]
@@ -137,6 +154,32 @@ def _transact(connection: sqlite3.Connection, writes: list[_Write]) -> str | Non
     except (sqlite3.Error, ValueError) as error:
         return f"the ledger cannot be written: {error}"
     return None
+
+
+def whole_file(connection: sqlite3.Connection) -> bytes:
+    """Return a database as one file, what is in its write-ahead log included, that needs no such log. sqlite3.Error."""
+    with contextlib.closing(sqlite3.connect(":memory:")) as memory:
+        connection.backup(memory)
+        content = memory.serialize()
+    return content[:_FORMAT_AT] + _ROLLBACK_FORMAT + content[_FORMAT_AT + len(_ROLLBACK_FORMAT) :]
+
+
+def _hand_over(loop: asyncio.AbstractEventLoop, connection: sqlite3.Connection, copied: asyncio.Future[bytes]) -> None:
+    try:
+        content = whole_file(connection)
+    except sqlite3.Error as error:
+        _tell(loop, _settle, copied, None, LedgerError(f"the ledger cannot be copied: {error}"))
+    else:
+        _tell(loop, _settle, copied, content, None)
+
+
+def _settle(copied: asyncio.Future[bytes], content: bytes | None, error: LedgerError | None) -> None:
+    if copied.done():
+        return
+    if content is None or error is not None:
+        copied.set_exception(error or LedgerError("nothing was copied"))
+    else:
+        copied.set_result(content)
 
 
 def _resolve(waiting: list[asyncio.Future[None]], failure: str | None) -> None:
@@ -167,6 +210,10 @@ def _connect(path: Path) -> sqlite3.Connection:
         connection.execute("BEGIN IMMEDIATE")
         for statement in SCHEMA:
             connection.execute(statement)
+        present = {row[1] for row in connection.execute("PRAGMA table_info(sandboxes)")}
+        for name, kind in ADDED.items():
+            if name not in present:
+                connection.execute(f"ALTER TABLE sandboxes ADD COLUMN {name} {kind}")
         connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         connection.execute("COMMIT")
     except BaseException:

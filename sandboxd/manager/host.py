@@ -36,7 +36,10 @@ class Host(Protocol):
         ...
 
     def written_mib(self) -> dict[str, int]:
-        """Return what each sandbox wrote on it; one that is missing wrote nothing. Slow: looks at every process."""
+        """Return what each sandbox wrote on it, by handle; one that is missing wrote nothing.
+
+        Slow: looks at every process.
+        """
         ...
 
 

@@ -1,21 +1,19 @@
 """A live sandbox as calls on its processes see it."""
 
-import structlog
-
 from sandboxd.contract.problems import ProblemError
 from sandboxd.errors import ended_problem
 from sandboxd.guest_client.base import Guest, GuestError, GuestUnreachableError
+from sandboxd.history.keeper import Keeper
 from sandboxd.processes.live import Ending
 from sandboxd.runner.life import Life
-
-_log = structlog.get_logger(__name__)
 
 
 class Live:
     """One use of one sandbox: the `LiveSandbox` of the processes package."""
 
-    def __init__(self, life: Life, guest: Guest) -> None:
+    def __init__(self, life: Life, guest: Guest, keeper: Keeper) -> None:
         self._life = life
+        self._keeper = keeper
         self.guest = guest
 
     @property
@@ -34,7 +32,7 @@ class Live:
         return ended_problem(self._life.last_word(), self._life.record.spec.resources)
 
     def report_guest(self, error: GuestError | GuestUnreachableError) -> None:
-        """Remember a lie as evidence; silence is none, it may be load."""
-        _log.warning("guest failed a call", sandbox_id=self.id, error=f"{type(error).__name__}: {error}")
-        if isinstance(error, GuestError):
-            self._life.guest_misbehaved = True
+        self._life.report_guest(error)
+
+    def process_started(self) -> None:
+        self._keeper.started(self._life)

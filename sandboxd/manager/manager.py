@@ -4,14 +4,15 @@ import asyncio
 import os
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import structlog
 
-from sandboxd.contract.ids import RandomBytes, is_id
-from sandboxd.contract.messages import EnsureSandbox, PatchSandbox, SandboxReport, SandboxSpec
+from sandboxd.contract.ids import RandomBytes, is_id, new_handle
+from sandboxd.contract.messages import EnsureSandbox, ImageRef, PatchSandbox, SandboxReport, SandboxSpec
 from sandboxd.contract.problems import ProblemError
+from sandboxd.contract.ready import ReadyKey, ready_key
 from sandboxd.contract.reasons import SandboxReason
 from sandboxd.contract.states import NOT_READY, TERMINAL, SandboxState
 from sandboxd.errors import (
@@ -25,14 +26,18 @@ from sandboxd.errors import (
     stale_generation,
     stopping,
 )
+from sandboxd.history.sampler import Sampled
 from sandboxd.hooks.base import Parts, guest_token
 from sandboxd.ledger.base import Contents, Phase, Record
 from sandboxd.manager.admission import Admission
 from sandboxd.manager.changes import Changes
 from sandboxd.manager.live import Live
+from sandboxd.manager.pool import Member, Pool, PoolPlan
 from sandboxd.manager.tombstones import Tombstones
 from sandboxd.processes.live import VERDICT_SECONDS, LiveSandbox
+from sandboxd.runner.claim import Cold
 from sandboxd.runner.life import Life
+from sandboxd.runner.line import Line
 from sandboxd.runner.runner import Runner
 from sandboxd.runner.tools import Tools
 
@@ -40,6 +45,8 @@ _log = structlog.get_logger(__name__)
 
 NOT_READY_SECONDS: Final = 30.0
 """How long a call on processes waits for its sandbox to be ready."""
+MAX_CLAIMS: Final = 8
+"""Claims under way at once."""
 NO_RECORD: Final = frozenset({"image_not_found"})
 """Refusals: nothing was started, so nothing is reported."""
 
@@ -64,6 +71,7 @@ class Manager:
         tools: Callable[[Callable[[str], None]], Tools],
         admission: Admission,
         *,
+        pool: PoolPlan,
         node_key: bytes,
         boot_id: str,
         random_bytes: RandomBytes = os.urandom,
@@ -82,7 +90,9 @@ class Manager:
         self.tombstones = Tombstones()
         self._node_key = node_key
         self._random_bytes = random_bytes
-        self._line = asyncio.Semaphore(max_starts)
+        self._line = Line(max_starts)
+        self._claims = asyncio.Semaphore(MAX_CLAIMS)
+        self.pool = Pool(self.tools, admission, pool, line=self._line, new_parts=self._parts_of_nobody)
         self._exit_seconds = exit_seconds
         self._group: asyncio.TaskGroup | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -99,10 +109,12 @@ class Manager:
         contents = await self.tools.ledger.open()
         self.epoch = contents.epoch
         try:
-            async with asyncio.TaskGroup() as group:
+            async with self.tools.keeper.opened(), asyncio.TaskGroup() as group:
                 self._group = group
                 try:
                     await start_up(self, contents)
+                    self.tools.keeper.all_adopted()
+                    self.pool.open(self._spawn)
                     yield
                     await self._let_finish()
                 finally:
@@ -125,6 +137,7 @@ class Manager:
         ]
         try:
             async with asyncio.timeout(self._exit_seconds):
+                await self.pool.close()
                 for life in moving:
                     await (life.settled if life.state is SandboxState.STARTING else life.over).wait()
         except TimeoutError:
@@ -196,7 +209,7 @@ class Manager:
         if guest is None:
             raise not_ready(sandbox_id, life.state)
         with life.activity.use():
-            yield Live(life, guest)
+            yield Live(life, guest, self.tools.keeper)
 
     async def acknowledge(self, sandbox_ids: Iterable[str]) -> None:
         """Forget sandboxes whose end the api has recorded."""
@@ -229,12 +242,25 @@ class Manager:
     def report(self, life: Life) -> SandboxReport:
         """Report one sandbox, with its meters as they are now."""
         live = life.record.incarnation is not None and not life.over.is_set() and life.verdict is None
-        return life.report(self.tools.runtime.usage(life.id) if live else None)
+        return life.report(self.tools.runtime.usage(life.handle) if live else None)
+
+    def sampled(self) -> list[Sampled]:
+        """Return the sandboxes whose meters can be read."""
+        return [self._sampled(runner.life) for runner in self.runners.values() if _is_metered(runner.life)]
+
+    def sampled_one(self, sandbox_id: str) -> Sampled | None:
+        """Return where one sandbox's meters are; None if it has none, or none any more."""
+        runner = self.runners.get(sandbox_id)
+        return self._sampled(runner.life) if runner is not None and _is_metered(runner.life) else None
+
+    def _sampled(self, life: Life) -> Sampled:
+        return life.sampled(self.tools.keeper.processes(life.id))
 
     def parts_of(self, record: Record, env: dict[str, str]) -> Parts:
         """Return what is known of a sandbox's parts from its record."""
         return Parts(
             sandbox_id=record.sandbox_id,
+            handle=record.handle,
             spec=record.spec,
             env=env,
             token=guest_token(self._node_key, record.sandbox_id, record.nonce),
@@ -245,11 +271,16 @@ class Manager:
 
     def take_on(self, runner: Runner, work: Coroutine[Any, Any, None]) -> None:
         """Have a runner's life lived. Its resources are counted until nothing of it is left."""
+        self.runners[runner.life.id] = runner
+        self._spawn(self._live(runner, work), f"runner {runner.life.id}")
+
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        """Have something done until the agent ends, or is done."""
         if self._group is None:
+            work.close()
             msg = "the manager is not open"
             raise RuntimeError(msg)
-        self.runners[runner.life.id] = runner
-        task = self._group.create_task(self._live(runner, work), name=f"runner {runner.life.id}")
+        task = self._group.create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -280,9 +311,35 @@ class Manager:
             raise ProblemError(
                 "no_capacity", f"Remains of an earlier {sandbox_id} are still being removed.", retry_after_seconds=5
             )
-        self.admission.admit(sandbox_id, request.spec.resources)
+        member = self._admit(sandbox_id, request.spec)
+        record, parts = self._cold(sandbox_id, request)
+        cold: Cold | None = None
+        if member is not None:
+            self.pool.keep(member)
+            cold = Cold(nonce=record.nonce, parts=parts, turn=self._claims, discard=self.pool.discard)
+            record, parts = self._claimed(record, parts, member)
+        life = Life(record, parts, self.tools.clock, SandboxState.STARTING)
+        runner = Runner(life, self.tools)
+        self.take_on(runner, runner.run_new(self._line, request.deadline_seconds, cold))
+        return runner
+
+    def _admit(self, sandbox_id: str, spec: SandboxSpec) -> Member | None:
+        """Find room, and a ready sandbox to claim if there is one; the pool gives way where it must."""
+        member = self.pool.take(ready_key(spec.image.id, spec.resources))
+        try:
+            self.admission.admit(sandbox_id, spec.resources)
+        except ProblemError:
+            if member is not None:
+                self.pool.put_back(member)
+            raise
+        while self.admission.crowded() and self.pool.give_way():
+            pass
+        return member
+
+    def _cold(self, sandbox_id: str, request: EnsureSandbox) -> tuple[Record, Parts]:
         record = Record(
             sandbox_id=sandbox_id,
+            handle=sandbox_id,
             generation=request.generation,
             spec=_without_env(request.spec),
             phase=Phase.ADMITTED,
@@ -294,10 +351,46 @@ class Manager:
         if request.spec.timeout_seconds is not None:
             # Until the guest is initialised; generous, so that a slow start does not cost running time.
             parts.wall_deadline = record.last_active + request.deadline_seconds + request.spec.timeout_seconds
-        life = Life(record, parts, self.tools.clock, SandboxState.STARTING)
-        runner = Runner(life, self.tools)
-        self.take_on(runner, runner.run_new(self._line, request.deadline_seconds))
-        return runner
+        return record, parts
+
+    def _claimed(self, record: Record, cold: Parts, member: Member) -> tuple[Record, Parts]:
+        """Return the record and parts of a sandbox that claims a ready one, with a token nobody has had yet."""
+        ready = member.parts
+        nonce = self._random_bytes(16).hex()
+        record = replace(
+            record,
+            handle=ready.handle,
+            nonce=nonce,
+            slot_index=ready.slot_index,
+            incarnation=ready.incarnation,
+            address=ready.slot.address if ready.slot else None,
+        )
+        parts = replace(
+            ready,
+            sandbox_id=record.sandbox_id,
+            spec=record.spec,
+            env=dict(cold.env),
+            token=guest_token(self._node_key, record.sandbox_id, nonce),
+            wall_deadline=cold.wall_deadline,
+        )
+        return record, parts
+
+    def _parts_of_nobody(self, key: ReadyKey) -> Parts:
+        handle = new_handle(self._random_bytes)
+        return Parts(
+            sandbox_id=handle,
+            handle=handle,
+            spec=SandboxSpec(
+                image=ImageRef(id=key.image_id, reference=key.image_id, digest=""),
+                user="0",
+                cwd="/",
+                resources=key.resources,
+                timeout_seconds=None,
+            ),
+            env={},
+            token=guest_token(self._node_key, handle, self._random_bytes(16).hex()),
+            wall_deadline=None,
+        )
 
     def _known(self, sandbox_id: str) -> Runner:
         runner = self.runners.get(sandbox_id)
@@ -350,6 +443,10 @@ def _tolerated(sandbox_id: str) -> Generator[None]:
         yield
     except LedgerError as error:
         _log.error("ledger not written", sandbox_id=sandbox_id, error=str(error))
+
+
+def _is_metered(life: Life) -> bool:
+    return life.record.phase is Phase.RUNNING and life.verdict is None and not life.over.is_set()
 
 
 def _without_env(spec: SandboxSpec) -> SandboxSpec:

@@ -37,7 +37,7 @@ class Reporter:
     async def full(self) -> NodeReport:
         """Report every sandbox, ended ones that nobody acknowledged included."""
         lives = [runner.life for runner in self._manager.runners.values()]
-        metered = [life.id for life in lives if life.verdict is None and not life.over.is_set()]
+        metered = [life.handle for life in lives if life.verdict is None and not life.over.is_set()]
         # A thousand meters are some ten thousand small reads: too long for the loop in one go.
         usages = await asyncio.to_thread(_usages, self._manager.tools.runtime, metered)
         # Made only now, in one go, so that no sandbox is missing that the api already knows of.
@@ -68,13 +68,14 @@ class Reporter:
             capacity=self._manager.admission.capacity(),
             used=self._manager.admission.used(),
             images=self._images.held(),
+            pool=self._manager.pool.report(),
             sandboxes=sandboxes,
         )
 
 
 def _report(life: Life, usages: dict[str, RuntimeUsage | None]) -> SandboxReport:
-    return life.report(usages.get(life.id) if life.verdict is None else None)
+    return life.report(usages.get(life.handle) if life.verdict is None else None)
 
 
-def _usages(runtime: Runtime, sandbox_ids: list[str]) -> dict[str, RuntimeUsage | None]:
-    return {each: runtime.usage(each) for each in sandbox_ids}
+def _usages(runtime: Runtime, handles: list[str]) -> dict[str, RuntimeUsage | None]:
+    return {each: runtime.usage(each) for each in handles}

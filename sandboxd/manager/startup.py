@@ -8,7 +8,7 @@ from typing import Final
 
 import structlog
 
-from sandboxd.contract.ids import is_id
+from sandboxd.contract.ids import is_handle
 from sandboxd.contract.states import SandboxState
 from sandboxd.errors import LedgerError
 from sandboxd.ledger.base import Contents, Phase, Record
@@ -33,19 +33,23 @@ class StartUp:
         """Adopt what runs, end what does not, remove what nobody knows. Adoption goes on in the runners' tasks.
 
         A sandbox whose guest never acknowledged its init is removed without a trace: the api's `ensure` makes it again.
+        What is left of the ready pool nobody knows.
         """
         living, ended, unborn = _sort(contents.records)
         here = [record for record in living if record.boot_id == manager.boot_id]
-        await self._remove_strangers(manager, keep={record.sandbox_id for record in here})
-        await self._network.start({r.sandbox_id: r.slot_index for r in here if r.slot_index is not None})
-        await self._remove_uppers(keep={record.sandbox_id for record in here})
+        await self._remove_strangers(manager, keep={record.handle for record in here})
+        await self._network.start({r.handle: r.slot_index for r in here if r.slot_index is not None})
+        await self._remove_uppers(keep={record.handle for record in here})
         await _forget(manager, unborn)
         for record in ended:
             manager.runners[record.sandbox_id] = _over(manager, record)
         for record in living:
             self._take_on(manager, record)
         for record in living:
-            await manager.runners[record.sandbox_id].life.adopted.wait()
+            life = manager.runners[record.sandbox_id].life
+            await life.adopted.wait()
+            outcome = "adopted" if life.cause is None else "failed"
+            manager.tools.counts.adoptions[outcome if record.boot_id == manager.boot_id else "buried"] += 1
         _log.info("node started", running=len(living), ended=len(ended), removed=len(unborn))
 
     def _take_on(self, manager: Manager, record: Record) -> None:
@@ -61,16 +65,16 @@ class StartUp:
         strangers = await manager.tools.runtime.known() - keep
         turn = asyncio.Semaphore(_AT_ONCE)
 
-        async def remove(sandbox_id: str) -> None:
+        async def remove(handle: str) -> None:
             async with turn:
                 try:
-                    await manager.tools.runtime.remove(sandbox_id)
+                    await manager.tools.runtime.remove(handle)
                 except Exception:  # noqa: BLE001 - one stranger must not keep the node from starting
-                    _log.exception("stranger not removed", sandbox_id=sandbox_id)
+                    _log.exception("stranger not removed", handle=handle)
 
         async with asyncio.TaskGroup() as group:
-            for sandbox_id in strangers:
-                group.create_task(remove(sandbox_id))
+            for handle in strangers:
+                group.create_task(remove(handle))
 
     async def _remove_uppers(self, *, keep: set[str]) -> None:
         await asyncio.to_thread(_remove_uppers, self._upper_dir, keep)
@@ -110,8 +114,8 @@ async def _forget(manager: Manager, records: Iterable[Record]) -> None:
 def _remove_uppers(directory: Path, keep: set[str]) -> None:
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     for entry in directory.iterdir():
-        if entry.name not in keep and is_id("sbx", entry.name):
+        if entry.name not in keep and is_handle(entry.name):
             try:
                 shutil.rmtree(entry)
             except OSError as error:
-                _log.error("upper directory not removed", sandbox_id=entry.name, error=str(error))
+                _log.error("upper directory not removed", handle=entry.name, error=str(error))

@@ -68,13 +68,14 @@ class Upkeep:
             return
         alive = {each: runner for each, runner in manager.runners.items() if runner.life.cause is None}
         written = await asyncio.to_thread(self._host.written_mib)
-        most = max(alive, key=lambda each: written.get(each, 0), default=None)
+        by_id = {each: written.get(runner.life.handle, 0) for each, runner in alive.items()}
+        most = max(by_id, key=lambda each: by_id[each], default=None)
         if most is None:
             _log.error("disk below its watermark, and no sandbox to stop", free_mib=free)
             return
         self._victim = alive[most].life
-        message = f"The node had {free} MiB of disk left, and it had written most: {written.get(most, 0)} MiB."
-        _log.warning("disk below its watermark", free_mib=free, sandbox_id=most, written_mib=written.get(most, 0))
+        message = f"The node had {free} MiB of disk left, and it had written most: {by_id[most]} MiB."
+        _log.warning("disk below its watermark", free_mib=free, sandbox_id=most, written_mib=by_id[most])
         alive[most].stop(SandboxReason.NODE_DISK_FULL, grace_seconds=0, message=message)
 
     async def _clear_leftovers(self, manager: Manager) -> None:
@@ -83,3 +84,4 @@ class Upkeep:
                 manager.leftovers.pop(sandbox_id, None)
                 manager.admission.release(sandbox_id)
                 _log.info("leftovers removed", sandbox_id=sandbox_id)
+        await manager.pool.clear_leftovers()

@@ -55,6 +55,13 @@ class Network(Protocol):
         """Return a fresh non-blocking TCP socket born in the router namespace. Does not block."""
         ...
 
+    def counters(self) -> dict[str, tuple[int, int]]:
+        """Return the bytes each slot's sandbox has sent and been sent, by router-side interface, since that was made.
+
+        A slot keeps its counts when it is used again. Blocks; for threads.
+        """
+        ...
+
     async def repair(self) -> None:
         """Put back what others have flushed or changed on the host's side. Cheap; to be called every some seconds."""
         ...

@@ -15,6 +15,8 @@ class FakeNetwork:
         """Every slot that exists, by index; free ones are not kept."""
         self.egress: dict[int, EgressSpec] = {}
         self.held: dict[str, int] = {}
+        self.bytes: dict[str, tuple[int, int]] = {}
+        """What `counters` answers."""
         self.repairs = 0
         self.complaints: list[str] = []
         """What `problems` answers."""
@@ -66,6 +68,9 @@ class FakeNetwork:
     def open_socket(self) -> socket.socket:
         self._check("open_socket")
         return socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+
+    def counters(self) -> dict[str, tuple[int, int]]:
+        return dict(self.bytes)
 
     async def repair(self) -> None:
         self._check("repair")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import structlog
 
-from netpolicy.compile import Change, policy_change
+from netpolicy.compile import SLOT_PREFIX, Change, policy_change
 from netpolicy.firewall import Firewall
 from netpolicy.policy import Mode, Policy
 from sandboxd.contract.messages import EgressSpec
@@ -23,7 +23,7 @@ from sandboxd.network import slots
 from sandboxd.network.base import NetworkError, Slot
 from sandboxd.network.failures import refusals
 from sandboxd.network.host import HostSide
-from sandboxd.network.links import Links
+from sandboxd.network.links import Links, read_counters
 from sandboxd.network.netns import NamespaceThread, Urgency, inside, is_pin, pin_here, unpin
 from sandboxd.network.router import Router, remove_all
 from sandboxd.network.slots import SlotPlan
@@ -131,6 +131,9 @@ class KernelNetwork:
         except queue.Empty:
             # More were asked for at once than are kept: making one takes some ten microseconds.
             return self._sockets.get(timeout=5)
+
+    def counters(self) -> dict[str, tuple[int, int]]:
+        return read_counters(self._thread("router").directory / "net" / "dev", SLOT_PREFIX)
 
     async def repair(self) -> None:
         """Also fills the pool again where that has failed."""

@@ -6,6 +6,7 @@ import struct
 import sys
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from pathlib import Path
 from typing import Self
 
 from netpolicy.netlink import (
@@ -213,6 +214,18 @@ class Links:
             except InterruptedError:
                 continue
         raise OSError(errno.EINTR, "the namespace changes faster than it can be read")
+
+
+def read_counters(table: Path, prefix: str) -> dict[str, tuple[int, int]]:
+    """Read from a `net/dev` of /proc the bytes received and sent by links whose name begins so."""
+    found: dict[str, tuple[int, int]] = {}
+    for line in table.read_text().splitlines():
+        name, separator, numbers = line.partition(":")
+        name = name.strip()
+        if separator and name.startswith(prefix):
+            fields = numbers.split()
+            found[name] = (int(fields[0]), int(fields[8]))
+    return found
 
 
 def _link(payload: bytes) -> Link:

@@ -53,6 +53,11 @@ class NamespaceThread:
         entered: Future[None] = Future()
         self._entered = entered
 
+    @property
+    def directory(self) -> Path:
+        """The thread's own in /proc, where its namespace is seen as it sees it."""
+        return Path(f"/proc/self/task/{self._thread.native_id}")
+
     def start(self) -> None:
         """Start it inside; NetworkError if the namespace cannot be entered."""
         self._thread.start()

@@ -1,4 +1,4 @@
-"""The calls on processes: start, run, list, look, result, standard input, signal, resize, write a file."""
+"""The calls on processes: start, run, list, look, result, standard input, signal, resize."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -34,6 +34,7 @@ async def start(sandbox: LiveSandbox, spec: dict[str, Any]) -> tuple[Process, bo
     """Start or join a process; its record, and whether it was there already."""
     async with guarded(sandbox):
         started = await sandbox.guest.start(spec)
+        sandbox.process_started()
         return check_process(started.process, sandbox.id, spec["id"]), started.joined
 
 
@@ -177,9 +178,3 @@ async def resize(sandbox: LiveSandbox, process_id: str, spec: ResizeSpec) -> Non
     """Resize a terminal."""
     async with guarded(sandbox):
         await sandbox.guest.resize(process_id, spec.rows, spec.cols)
-
-
-async def write_file(sandbox: LiveSandbox, path: str, body: bytes, *, user: str | None, mode: str | None) -> None:
-    """Write one file, whole."""
-    async with guarded(sandbox):
-        await sandbox.guest.write_file(path, body, user=user, mode=mode)

@@ -82,6 +82,10 @@ class LiveSandbox(Protocol):
         """Set when the sandbox's host processes are gone, after its guest was drained if that was possible."""
         ...
 
+    def process_started(self) -> None:
+        """Take note that a process was started, whose output is to be kept."""
+        ...
+
     def end_problem(self) -> ProblemError:
         """Return the `sandbox_ended` problem with state, reason and time. Only once `ended` is set."""
         ...

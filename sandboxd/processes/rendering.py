@@ -63,7 +63,7 @@ def rows(event: Event) -> Iterator[dict[str, Any]]:
     """Yield the JSON objects of one event."""
     match event:
         case Batch():
-            for run in _runs(event):
+            for run in runs(event):
                 yield from _output_rows(event, run)
         case Lost():
             yield {
@@ -76,7 +76,7 @@ def rows(event: Event) -> Iterator[dict[str, Any]]:
             yield begin | event.details.model_dump(mode="json")
 
 
-def _runs(batch: Batch) -> Iterator[list[Head]]:
+def runs(batch: Batch) -> Iterator[list[Head]]:
     """Yield neighbours of one channel together, up to a frame's greatest payload."""
     run: list[Head] = []
     size = 0

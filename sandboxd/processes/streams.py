@@ -58,6 +58,7 @@ class _Output:
         """Start or join the process and read on from there; its record, and whether it was there already."""
         async with guarded(self._sandbox):
             followed = await self._stack.enter_async_context(self._sandbox.guest.start_followed(spec))
+        self._sandbox.process_started()
         self._batches = await self._stack.enter_async_context(aclosing(followed.batches()))
         return followed.started.process, followed.started.joined
 

@@ -179,13 +179,13 @@ class StreamCheck:
             self._admit_head(head)
             if head.kind in OUTPUT_KINDS:
                 continue
-            yield from _between(batch, begin, index)
+            yield from between(batch, begin, index)
             begin = index + 1
             event = self._special(head, batch)
             if self.over and begin < len(batch.heads):
                 raise GuestError("the stream goes on behind its exit")
             yield event
-        yield from _between(batch, begin, len(batch.heads))
+        yield from between(batch, begin, len(batch.heads))
 
     def _admit_head(self, head: Head) -> None:
         if self.over:
@@ -231,7 +231,7 @@ class StreamCheck:
                 raise GuestError(f"a frame of kind {head.kind} in a stream of output")
 
 
-def _between(batch: Batch, begin: int, end: int) -> Iterator[Batch]:
+def between(batch: Batch, begin: int, end: int) -> Iterator[Batch]:
     """Yield the frames from `begin` to before `end` as a batch of their own, not copied."""
     heads = batch.heads[begin:end]
     if not heads:

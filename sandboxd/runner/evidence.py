@@ -23,6 +23,7 @@ _SENTENCES: Final = {
     SandboxReason.IDLE_TIMEOUT: "Nothing used it for {idle_seconds} seconds.",
     SandboxReason.OUT_OF_MEMORY: "It needed more than its {memory_mib} MiB of memory.",
     SandboxReason.NODE_DISK_FULL: "The node's disk was full.",
+    SandboxReason.ENTRYPOINT_EXITED: "Its entrypoint ended.",
     SandboxReason.IMAGE_UNAVAILABLE: "Image {image} cannot be read on the node.",
     SandboxReason.START_FAILED: "It could not be started.",
     SandboxReason.GUEST_FAILED: "Its first process, the guest agent, ended.",
@@ -111,7 +112,7 @@ def _step(error: Exception) -> str:
 
 def _usage(life: Life, tools: Tools) -> RuntimeUsage | None:
     try:
-        life.usage = tools.runtime.usage(life.id) or life.usage
+        life.usage = tools.runtime.usage(life.handle) or life.usage
     except (OSError, RuntimeFailedError) as error:
         _log.warning("meters cannot be read", sandbox_id=life.id, error=str(error))
     return life.usage
@@ -119,7 +120,7 @@ def _usage(life: Life, tools: Tools) -> RuntimeUsage | None:
 
 def _panicked(life: Life, tools: Tools) -> bool:
     try:
-        return tools.runtime.panicked(life.id)
+        return tools.runtime.panicked(life.handle)
     except (OSError, RuntimeFailedError) as error:
         _log.warning("panic log cannot be read", sandbox_id=life.id, error=str(error))
         return False

@@ -7,16 +7,22 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
+import structlog
+
 from sandboxd.clock import Clock
-from sandboxd.contract.messages import SandboxReport
+from sandboxd.contract.messages import MAX_ENTRYPOINT_BYTES, SandboxReport, SandboxSpec
 from sandboxd.contract.problems import ProblemError
 from sandboxd.contract.reasons import ROW_OF, SandboxReason
 from sandboxd.contract.states import SandboxState, require_legal
+from sandboxd.guest_client.base import Guest, GuestError, GuestUnreachableError
+from sandboxd.history.sampler import Sampled
 from sandboxd.hooks.base import Parts
 from sandboxd.ledger.base import Record
 from sandboxd.processes.live import Ending
 from sandboxd.runner.activity import Activity
 from sandboxd.runtime.base import RuntimeEnd, RuntimeUsage
+
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +83,7 @@ class Life:
         self.awaiting = 0
         """Callers who are told at once, by the answer to their own call, how the start went."""
         self._clock = clock
+        self._made_at = clock.now()
         if state is not SandboxState.STARTING:
             self.settled.set()
 
@@ -84,6 +91,44 @@ class Life:
     def id(self) -> str:
         """The sandbox's id."""
         return self.record.sandbox_id
+
+    @property
+    def handle(self) -> str:
+        """What the node's own parts know it by."""
+        return self.record.handle
+
+    @property
+    def guest(self) -> Guest | None:
+        """A client of its guest, once there is one."""
+        return self.parts.guest
+
+    @property
+    def began_us(self) -> int:
+        """When it was started, in µs since 1970; nothing of it is older."""
+        at = self.record.started_at or self._made_at
+        return int(at.timestamp() * 1_000_000)
+
+    def report_guest(self, error: GuestError | GuestUnreachableError) -> None:
+        """Remember a lie as evidence; silence is none, it may be load."""
+        _log.warning("guest failed a call", sandbox_id=self.id, error=f"{type(error).__name__}: {error}")
+        if isinstance(error, GuestError):
+            self.guest_misbehaved = True
+
+    def sampled(self, processes: int) -> Sampled:
+        """Return where its meters are; `processes` as it says itself."""
+        host = self.record.incarnation
+        identities = () if host is None else (host.sentry, host.gofer)
+        resources = self.record.spec.resources
+        return Sampled(
+            id=self.id,
+            handle=self.handle,
+            cpu_before_seconds=self.record.cpu_before_seconds,
+            cpus=resources.cpus,
+            disk_limit=resources.disk_mib * 1024 * 1024,
+            interface=self.parts.slot.interface if self.parts.slot else None,
+            pids=tuple(each.pid for each in identities if each is not None),
+            processes=processes,
+        )
 
     def write(self, **changes: Any) -> Record:
         """Change fields of the record; returns it, to be put into the ledger."""
@@ -138,6 +183,8 @@ class Life:
             state=self.state,
             reason=self.verdict.reason if self.verdict else record.intent,
             message=self.verdict.message if self.verdict else record.message,
+            exit_code=record.exit_code,
+            entrypoint=_shown(record.spec),
             user=record.user,
             cwd=record.cwd,
             shell=record.shell,
@@ -147,7 +194,7 @@ class Life:
             expires_at=None if remaining is None else self._clock.now() + timedelta(seconds=remaining),
             remaining_seconds=remaining,
             last_active_at=self._last_active_at(),
-            cpu_used_seconds=used.cpu_used_seconds if used else 0,
+            cpu_used_seconds=max(0.0, used.cpu_used_seconds - record.cpu_before_seconds) if used else 0,
             memory_peak_bytes=used.memory_peak_bytes if used else 0,
         )
 
@@ -166,3 +213,9 @@ class Life:
             return None
         ago = max(0.0, self._clock.boottime() - self.activity.last_active())
         return self._clock.now() - timedelta(seconds=ago)
+
+
+def _shown(spec: SandboxSpec) -> list[str] | None:
+    """Return the entrypoint that the image brought; what a caller gave is known to the api."""
+    argv = spec.entrypoint if spec.use_image_entrypoint else None
+    return argv if argv is None or sum(map(len, argv)) <= MAX_ENTRYPOINT_BYTES // 8 else [argv[0][:4096], "…"]

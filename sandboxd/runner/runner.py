@@ -11,8 +11,11 @@ from sandboxd.contract.reasons import SandboxReason
 from sandboxd.contract.states import TERMINAL, SandboxState
 from sandboxd.errors import ended_problem, stale_generation, stopping
 from sandboxd.guest_client.base import GuestError, GuestUnreachableError
+from sandboxd.runner.claim import Cold
 from sandboxd.runner.deadlines import watch_deadlines
+from sandboxd.runner.entrypoint import has_entrypoint, watch_entrypoint
 from sandboxd.runner.life import Cause, Life
+from sandboxd.runner.line import Line
 from sandboxd.runner.recover import recover
 from sandboxd.runner.start import start
 from sandboxd.runner.stop import end, undo
@@ -33,14 +36,18 @@ class Runner:
         self.life = life
         self._tools = tools
 
-    async def run_new(self, line: asyncio.Semaphore, deadline_seconds: float) -> None:
-        """Start it, run it, end it."""
-        cause = await start(self.life, self._tools, line, deadline_seconds)
+    async def run_new(self, line: Line, deadline_seconds: float, cold: Cold | None = None) -> None:
+        """Start it, run it, end it. With `cold`, it has the parts of a ready sandbox."""
+        cause = await start(self.life, self._tools, line, deadline_seconds, cold)
+        if cause is None:
+            self._tools.keeper.born(self.life)
         await self._run(cause)
 
     async def run_recovered(self) -> None:
         """Take it over from an earlier agent, run it, end it."""
         cause = await recover(self.life, self._tools)
+        if cause is None:
+            self._tools.keeper.born(self.life, adopted=True)
         self.life.adopted.set()
         await self._run(cause)
 
@@ -51,7 +58,7 @@ class Runner:
 
     async def undo_leftovers(self) -> bool:
         """Try again what could not be undone; tells whether nothing is left now."""
-        errors = await undo(self.life, self._tools)
+        errors = await undo(self.life.parts, self._tools)
         self.life.leftover = bool(errors)
         return not errors
 
@@ -66,6 +73,9 @@ class Runner:
         try:
             async with asyncio.TaskGroup() as group:
                 watchers = [group.create_task(self._watch_death()), group.create_task(self._watch_deadlines())]
+                if has_entrypoint(life):
+                    self._tools.keeper.started(life)
+                    watchers.append(group.create_task(self._watch_entrypoint()))
                 await life.caused.wait()
                 for watcher in watchers:
                     watcher.cancel()
@@ -75,11 +85,14 @@ class Runner:
         return life.cause or Cause()
 
     async def _watch_death(self) -> None:
-        seen = await self._tools.runtime.wait(self.life.id)
+        seen = await self._tools.runtime.wait(self.life.handle)
         self.life.begin_end(Cause(end=seen))
 
     async def _watch_deadlines(self) -> None:
         self.life.begin_end(await watch_deadlines(self.life, self._tools))
+
+    async def _watch_entrypoint(self) -> None:
+        self.life.begin_end(await watch_entrypoint(self.life))
 
     def stop(self, reason: SandboxReason, *, grace_seconds: float, message: str | None = None) -> None:
         """Ask for its end. The first one to ask decides the reason; what is under way is joined."""

@@ -1,11 +1,15 @@
 """What every runner of a node works with."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sandboxd.clock import Clock
+from sandboxd.history.keeper import Keeper
+from sandboxd.history.sampler import Sampler
 from sandboxd.hooks.base import FailPoints, Hook
 from sandboxd.ledger.base import Ledger
+from sandboxd.runner.counts import Counts
+from sandboxd.runner.failure import KeepFailure, keep_nothing
 from sandboxd.runtime.base import Runtime
 
 
@@ -21,7 +25,12 @@ class Tools:
     points: FailPoints
     changed: Callable[[str], None]
     """Told the id of a sandbox whose report has changed."""
+    keeper: Keeper
+    """Of the logs."""
+    sampler: Sampler
     disk_full: Callable[[], bool]
     """Tells whether the file system of the upper directories has no space left."""
     drain_seconds: float
     backstop_margin_seconds: float
+    counts: Counts = field(default_factory=Counts)
+    keep_failure: KeepFailure = keep_nothing

@@ -30,6 +30,8 @@ class Finished:
     output: str
     words: str
     """Its last error in its own words; empty when it had none."""
+    log: str = ""
+    """The end of what it logged."""
 
 
 class Act:
@@ -57,7 +59,9 @@ class Act:
             return _spawn(command, stdout=output if keeps_stdout else None, keeps=log)
 
         try:
-            return Finished(await _ended(begin), _read(output), _last_error(_read(log)))
+            returncode = await _ended(begin)
+            logged = _read(log)
+            return Finished(returncode, _read(output), _last_error(logged), logged)
         finally:
             os.close(log)
             os.close(output)
@@ -66,7 +70,9 @@ class Act:
         """Run one command; RuntimeFailedError with its words when it fails."""
         finished = await self.run(name, arguments, first)
         if finished.returncode != 0:
-            raise RuntimeFailedError(finished.words or f"runsc ended with {finished.returncode} and said nothing")
+            error = RuntimeFailedError(finished.words or f"runsc ended with {finished.returncode} and said nothing")
+            error.log = finished.log
+            raise error
         return finished
 
 

@@ -32,6 +32,8 @@ class Launch:
     """Directory with the guest binary, bound read-only at /.sandlot."""
     token_sha256: str
     backstop_seconds: float | None
+    background: bool = False
+    """Nobody waits for it: others' processors go first, until `update` gives it its share."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +85,9 @@ class RuntimeVersion:
 
 class RuntimeFailedError(Exception):
     """A verb failed. `str()` is the runtime's own words, without host paths' secrets; for operators."""
+
+    log: str = ""
+    """The end of what the command logged, if it was one."""
 
 
 class ImageUnreadableError(RuntimeFailedError):
@@ -143,8 +148,20 @@ class Runtime(Protocol):
         """Read the host's meters; None when they are gone."""
         ...
 
+    def cpu_used_seconds(self, sandbox_id: str) -> float | None:
+        """Read one meter of `usage` alone, which is cheap; None when it is gone."""
+        ...
+
+    def cached_bytes(self, sandbox_id: str) -> int:
+        """Read how much of the memory in use is files' contents."""
+        ...
+
     def panicked(self, sandbox_id: str) -> bool:
         """Tell whether the sentry left a panic log."""
+        ...
+
+    def panic_log(self, sandbox_id: str) -> str:
+        """Return the beginning of the sentry's panic log; empty when there is none. Hostile input may be in it."""
         ...
 
     def guest(self, sandbox_id: str, address: str, token: str) -> Guest:

@@ -52,26 +52,32 @@ _CAPABILITIES: Final = (
 _FILES: Final = 1_048_576
 
 
-def limits(resources: Resources) -> Limits:
+BACKGROUND_WEIGHT: Final = 0.05
+"""The share of processors, in units of one, of a sandbox that is nobody's yet."""
+
+
+def limits(resources: Resources, *, background: bool = False) -> Limits:
     """Return what the host's groups allow a running sandbox: what was asked for, and the stated overhead."""
     memory = resources.memory_mib * MIB
     return Limits(
         memory_bytes=memory + MEMORY_OVERHEAD_BYTES + memory // MEMORY_OVERHEAD_SHARE,
         cpus=resources.cpus,
+        weight=BACKGROUND_WEIGHT if background else resources.cpus,
         pids=resources.max_processes * HOST_TASKS_PER_PROCESS + HOST_TASKS_OVERHEAD,
     )
 
 
-def limits_at_create(resources: Resources) -> Limits:
+def limits_at_create(resources: Resources, *, background: bool = False) -> Limits:
     """Return the limits that hold while runsc creates it.
 
     From them runsc takes what the sandbox believes its memory and processors to be: no overhead in the memory. Less
     than one processor would make the start itself slow.
     """
-    final = limits(resources)
+    final = limits(resources, background=background)
     return Limits(
         memory_bytes=max(resources.memory_mib * MIB, CREATE_MEMORY_BYTES),
         cpus=max(resources.cpus, 1.0),
+        weight=final.weight if background else max(resources.cpus, 1.0),
         pids=final.pids,
     )
 

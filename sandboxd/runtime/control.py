@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from sandboxd.runtime.base import RuntimeFailedError
 
+_PANIC_LIMIT: Final = 64 * 1024
 _SOCKET_PATH_LIMIT: Final = 107
 _LONGEST_SOCKET_NAME: Final = len("runsc-.sock") + 23
 _NULL_NETNS: Final = "null-netns"
@@ -73,12 +74,16 @@ class Places:
             raise RuntimeFailedError(f"runsc's state of {sandbox_id} cannot be read: {error}") from error
 
     def panicked(self, sandbox_id: str) -> bool:
+        text = self.read_panic_log(sandbox_id)
+        return b"panic" in text or b"fatal error" in text
+
+    def read_panic_log(self, sandbox_id: str) -> bytes:
+        """Return its beginning: the words of the panic come first."""
         try:
             with self.panic_log(sandbox_id).open("rb") as log:
-                text = log.read(64 * 1024)
+                return log.read(_PANIC_LIMIT)
         except FileNotFoundError:
-            return False
-        return b"panic" in text or b"fatal error" in text
+            return b""
 
     def ids(self) -> set[str]:
         """List every id of which there is a file."""

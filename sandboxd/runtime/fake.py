@@ -205,9 +205,19 @@ class FakeRuntime:
         gone = {"processes": 0, "memory_used_bytes": 0} if sandbox.over.is_set() else dict[str, int]()
         return replace(sandbox.usage, memory_limit_bytes=limit, **gone)
 
+    def cpu_used_seconds(self, sandbox_id: str) -> float | None:
+        usage = self.usage(sandbox_id)
+        return None if usage is None else usage.cpu_used_seconds
+
+    def cached_bytes(self, sandbox_id: str) -> int:
+        return 4 * bundle.MIB if sandbox_id in self.world.sandboxes else 0
+
     def panicked(self, sandbox_id: str) -> bool:
         sandbox = self.world.sandboxes.get(sandbox_id)
         return sandbox is not None and sandbox.panicked
+
+    def panic_log(self, sandbox_id: str) -> str:
+        return "panic: as asked for" if self.panicked(sandbox_id) else ""
 
     def guest(self, sandbox_id: str, address: str, token: str) -> Guest:  # noqa: ARG002 - every runtime is asked so
         sandbox = self.world.sandboxes.get(sandbox_id)

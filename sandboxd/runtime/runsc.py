@@ -95,7 +95,7 @@ class RunscRuntime:
         await self._command(sandbox_id, create, launch.image_path, lambda: self._prepare(launch))
         # From here on an end of either process is seen, also one before `start`.
         await self._attach(sandbox_id)
-        self._cgroups.limit(sandbox_id, bundle.limits(launch.resources))
+        self._cgroups.limit(sandbox_id, bundle.limits(launch.resources, background=launch.background))
 
     async def start(self, sandbox_id: str) -> Incarnation:
         live = self._live.get(sandbox_id) or await self._attach(sandbox_id)
@@ -153,8 +153,17 @@ class RunscRuntime:
             processes=meters.processes,
         )
 
+    def cpu_used_seconds(self, sandbox_id: str) -> float | None:
+        return self._cgroups.cpu_used_seconds(sandbox_id)
+
+    def cached_bytes(self, sandbox_id: str) -> int:
+        return self._cgroups.cached_bytes(sandbox_id)
+
     def panicked(self, sandbox_id: str) -> bool:
         return self._places.panicked(sandbox_id)
+
+    def panic_log(self, sandbox_id: str) -> str:
+        return self._places.read_panic_log(sandbox_id).decode(errors="replace")
 
     def guest(self, sandbox_id: str, address: str, token: str) -> Guest:  # noqa: ARG002 - every runtime is asked so
         return self._connect(address, token)
@@ -175,7 +184,7 @@ class RunscRuntime:
                 launch, self._places.empty_root(sandbox_id), self._cgroups.path(sandbox_id)
             )
             self._places.write_bundle(sandbox_id, configuration)
-            self._cgroups.make(sandbox_id, bundle.limits_at_create(launch.resources))
+            self._cgroups.make(sandbox_id, bundle.limits_at_create(launch.resources, background=launch.background))
         except OSError as error:
             raise RuntimeFailedError(f"{sandbox_id} cannot be prepared: {error}") from error
 
@@ -191,7 +200,9 @@ class RunscRuntime:
         except RuntimeFailedError as error:
             words = str(error)
             if _ROOT_UNREADABLE in words or (image is not None and str(image) in words):
-                raise ImageUnreadableError(words) from error
+                unreadable = ImageUnreadableError(words)
+                unreadable.log = error.log
+                raise unreadable from error
             raise
 
     async def _attach(self, sandbox_id: str) -> Live:

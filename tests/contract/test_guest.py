@@ -77,7 +77,7 @@ def test_connections_are_bounded(guest: RawGuest) -> None:
     held: list[socket.socket] = []
     try:
         refused = False
-        held.extend(socket.create_connection((guest.host, guest.port), timeout=10) for _ in range(300))
+        held.extend(socket.create_connection((guest.host, guest.port), timeout=10) for _ in range(1100))
         held[-1].sendall(b"GET /v1/health HTTP/1.1\r\nHost: x\r\n\r\n")
         try:
             refused = held[-1].recv(1) == b""
@@ -489,6 +489,23 @@ def test_a_new_token_replaces_the_old(tmp_path: Path) -> None:
         made.call("GET", "health").refused(401, "unauthenticated")
         made.token = token
         assert made.call("GET", "health").status == 200
+
+
+def test_with_a_new_token_nothing_of_before_is_known(tmp_path: Path) -> None:
+    with native(tmp_path) as made:
+        made.init()
+        done = made.run("echo before").attached["id"]
+        running = made.start("sleep 600")["id"]
+        token = secrets.token_hex(32)
+        digest = hashlib.sha256(token.encode()).hexdigest()
+        made.init(token_sha256=digest).refused(422, "invalid_request")
+        made.call("POST", f"processes/{running}/signal", {"signal": "SIGKILL", "scope": "tree"})
+        eventually(lambda: made.call("GET", "health").json["processes_running"] == 0)
+        assert made.init(token_sha256=digest).status == 200
+        made.token = token
+        assert made.call("GET", "processes").json["items"] == []
+        made.call("GET", f"processes/{done}").refused(404, "process_not_found")
+        assert made.call("GET", "health").json["last_exit_at_us"] == 0
 
 
 def test_shutdown_ends_everything(tmp_path: Path) -> None:

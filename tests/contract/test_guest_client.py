@@ -17,6 +17,7 @@ from sandboxd.contract.ids import new_id
 from sandboxd.contract.problems import ProblemError
 from sandboxd.guest_client.base import Guest, GuestUnreachableError
 from sandboxd.guest_client.fake import FakeGuest
+from sandboxd.guest_client.file_calls import Target, WriteOptions
 from sandboxd.guest_client.http import HttpGuest
 
 TOKEN = "5a" * 32
@@ -236,7 +237,9 @@ async def test_a_process_nobody_started_is_not_found(guest: Guest) -> None:
 
 async def test_a_file_is_there_for_the_next_process(guest: Guest, tmp_path: Path) -> None:
     path = str(tmp_path / "deep" / "file")
-    await guest.write_file(path, b"content", user=None, mode="0600")
+    options = WriteOptions(mode="0600", parents=True)
+    answer, new = await guest.files.write(Target(path.encode()), pieces(b"con", b"tent"), options)
+    assert (answer["path"], answer["mode"], new) == (path, "0600", True)
     assert channel(await everything(guest, spec_of(["cat", path])), FrameKind.STDOUT) == b"content"
 
 

@@ -10,6 +10,7 @@ import pytest
 from node_kit import World, a_sandbox_id, a_spec
 from sandboxd.hooks.base import Hook, Parts, guest_token, token_digest
 from sandboxd.hooks.egress import EgressHook
+from sandboxd.hooks.entrypoint import EntrypointHook
 from sandboxd.hooks.guest import GuestHook
 from sandboxd.hooks.launch import LaunchHook
 from sandboxd.hooks.rootfs import RootfsHook
@@ -17,7 +18,7 @@ from sandboxd.hooks.slot import SlotHook
 from sandboxd.network.fake import FakeNetwork
 from sandboxd.runtime.fake import FakeRuntime
 
-NAMES = ("slot", "rootfs", "egress", "launch", "guest")
+NAMES = ("slot", "rootfs", "egress", "launch", "guest", "entrypoint")
 
 
 class Bench:
@@ -39,10 +40,17 @@ class Bench:
                 runtime, clock, points, upper_dir=upper, guest_dir=Path("/guest"), backstop_margin_seconds=60
             ),
             "guest": GuestHook(runtime, clock, os.urandom, points, resolvers=("1.1.1.1",), backstop_margin_seconds=60),
+            "entrypoint": EntrypointHook(runtime, points),
         }
-        spec = a_spec(world, env={})
+        spec = a_spec(world, env={}, entrypoint=["sleep", "10000"])
+        sandbox_id = a_sandbox_id()
         self.parts = Parts(
-            sandbox_id=a_sandbox_id(), spec=spec, env={"SECRET": "hunter2"}, token="00" * 32, wall_deadline=None
+            sandbox_id=sandbox_id,
+            handle=sandbox_id,
+            spec=spec,
+            env={"SECRET": "hunter2"},
+            token="00" * 32,
+            wall_deadline=None,
         )
 
     async def start(self) -> "Bench":
@@ -135,6 +143,84 @@ async def test_broken_off_while_cleaning(bench: Bench, name: str, step: str, cut
         await task
     await bench.undo_all()
     assert bench.world.residue() == []
+
+
+async def make_ready(bench: Bench) -> None:
+    for hook in bench.hooks.values():
+        await hook.make_ready(bench.parts)
+
+
+async def test_nothing_is_reached_from_a_ready_one_and_its_guest_is_nobody(bench: Bench) -> None:
+    await make_ready(bench)
+    slot, sandbox = bench.parts.slot, bench.world.host_world.sandboxes[bench.parts.handle]
+    assert slot is not None
+    assert bench.network.egress[slot.index].mode == "blocked"
+    assert sandbox.guest.initialized_by is not None
+    assert sandbox.guest.initialized_by.token is None
+    assert sandbox.launch.background
+
+
+async def test_what_was_tried_before_the_claim_is_forgotten_by_it(bench: Bench) -> None:
+    await make_ready(bench)
+    guest = bench.world.host_world.sandboxes[bench.parts.handle].guest
+    assert len(await guest.processes(None, None)) == 1
+    for name in NAMES[:-1]:
+        await bench.hooks[name].claim(bench.parts)
+    assert await guest.processes(None, None) == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+async def test_making_ready_and_claiming_reach_every_step(bench: Bench, name: str) -> None:
+    for each in NAMES[: NAMES.index(name)]:
+        await bench.hooks[each].make_ready(bench.parts)
+    bench.world.points.reached.clear()
+    await bench.hooks[name].make_ready(bench.parts)
+    await bench.hooks[name].claim(bench.parts)
+    assert tuple(bench.world.points.reached) == bench.hooks[name].ready_steps
+
+
+def test_claims_wait_only_for_hooks_before_them(bench: Bench) -> None:
+    names = list(bench.hooks)
+    assert all(bench.hooks[name].claims_after <= set(names[:at]) for at, name in enumerate(names))
+
+
+async def test_a_claimed_one_is_like_a_prepared_one(bench: Bench) -> None:
+    await make_ready(bench)
+    for hook in bench.hooks.values():
+        await hook.claim(bench.parts)
+    slot, sandbox = bench.parts.slot, bench.world.host_world.sandboxes[bench.parts.handle]
+    assert slot is not None
+    assert bench.network.egress[slot.index] == bench.parts.spec.egress
+    told = sandbox.guest.initialized_by
+    assert told is not None
+    assert (told.token, bench.parts.env) == (bench.parts.token, {})
+    await bench.undo_all()
+    assert bench.world.residue() == []
+
+
+def ready_steps() -> list[tuple[str, str]]:
+    hooks = (SlotHook, RootfsHook, EgressHook, LaunchHook, GuestHook, EntrypointHook)
+    return [(hook.name, step) for hook in hooks for step in hook.ready_steps]
+
+
+@pytest.mark.parametrize(("name", "step"), ready_steps())
+@pytest.mark.parametrize("cut", [False, True])
+async def test_broken_off_while_made_ready_or_claimed(bench: Bench, name: str, step: str, cut: bool) -> None:
+    async def become() -> None:
+        await make_ready(bench)
+        for hook in bench.hooks.values():
+            await hook.claim(bench.parts)
+
+    bench.world.points.at(step, "hang" if cut else "fail")
+    task = asyncio.ensure_future(become())
+    if cut:
+        await bench.world.points.hanging.wait()
+        task.cancel()
+    with pytest.raises((RuntimeError, asyncio.CancelledError)):
+        await task
+    await bench.undo_all()
+    assert bench.world.residue() == []
+    assert bench.hooks[name].ready_steps
 
 
 async def test_hooks_in_use_are_not_pulled_from_under_a_launch(bench: Bench) -> None:

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from sandboxd.contract.ids import new_id
+from sandboxd.contract.ids import new_handle, new_id
 from sandboxd.contract.messages import EgressSpec, ImageRef, SandboxReport, SandboxSpec
 from sandboxd.contract.reasons import SandboxReason
 from sandboxd.contract.states import SandboxState
 from sandboxd.errors import LedgerError
 from sandboxd.ledger.base import Ledger, Phase, Record
 from sandboxd.ledger.memory import LedgerContents, MemoryLedger
+from sandboxd.ledger.rows import ADDED
 from sandboxd.ledger.sqlite import SqliteLedger
 from sandboxd.runtime.base import Incarnation, ProcessIdentity
 
@@ -41,8 +42,10 @@ def a_record(**changes: object) -> Record:
         image=ImageRef(id=new_id("img", os.urandom), reference="base", digest="sha256:" + "0" * 64),
         egress=EgressSpec(mode="open"),
     )
+    sandbox_id = new_id("sbx", os.urandom)
     record = Record(
-        sandbox_id=new_id("sbx", os.urandom),
+        sandbox_id=sandbox_id,
+        handle=sandbox_id,
         generation=1,
         spec=spec,
         phase=Phase.ADMITTED,
@@ -55,6 +58,8 @@ def a_record(**changes: object) -> Record:
 def a_full_record() -> Record:
     record = a_record(
         phase=Phase.ENDED,
+        handle=new_handle(os.urandom),
+        cpu_before_seconds=0.25,
         slot_index=7,
         incarnation=Incarnation(
             sentry=ProcessIdentity(pid=10, start_time=100), gofer=ProcessIdentity(pid=11, start_time=101)
@@ -193,6 +198,48 @@ async def test_file_is_private(tmp_path: Path) -> None:
     assert set(modes) == {0o600}
 
 
+OLD_SCHEMA = """
+    CREATE TABLE node (singleton INTEGER PRIMARY KEY CHECK (singleton = 1), epoch INTEGER NOT NULL);
+    INSERT INTO node VALUES (1, 7);
+    CREATE TABLE sandboxes (
+        id TEXT PRIMARY KEY,
+        generation INTEGER NOT NULL,
+        phase TEXT NOT NULL CHECK (phase IN ('admitted', 'running', 'ended')),
+        boot_id TEXT NOT NULL,
+        nonce TEXT NOT NULL,
+        slot_index INTEGER,
+        sentry_pid INTEGER, sentry_start INTEGER, gofer_pid INTEGER, gofer_start INTEGER,
+        address TEXT, user TEXT, cwd TEXT, shell TEXT,
+        started_at TEXT,
+        wall_deadline REAL,
+        last_active REAL NOT NULL,
+        intent TEXT, message TEXT,
+        spec TEXT NOT NULL,
+        report TEXT
+    ) WITHOUT ROWID;
+    PRAGMA user_version = 1;
+"""
+
+
+async def test_the_ledger_of_the_release_before_is_taken_on(tmp_path: Path) -> None:
+    record = a_record(phase=Phase.RUNNING, slot_index=3, last_active=5.5)
+    connection = sqlite3.connect(tmp_path / "ledger.db")
+    connection.executescript(OLD_SCHEMA)
+    connection.execute(
+        "INSERT INTO sandboxes (id, generation, phase, boot_id, nonce, slot_index, last_active, spec)"
+        " VALUES (?, 1, 'running', 'boot', ?, 3, 5.5, ?)",
+        (record.sandbox_id, record.nonce, record.spec.model_dump_json(exclude={"env"})),
+    )
+    connection.commit()
+    connection.close()
+    for _ in range(2):
+        ledger = SqliteLedger(tmp_path / "ledger.db")
+        contents = await ledger.open()
+        assert (contents.epoch, contents.records) == (7, (record,))
+        await ledger.put(record)
+        await ledger.close()
+
+
 async def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "ledger.db"
     connection = sqlite3.connect(path)
@@ -200,6 +247,25 @@ async def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
     connection.close()
     with pytest.raises(LedgerError, match="99"):
         await SqliteLedger(path).open()
+
+
+async def test_a_ledger_of_the_last_release_is_brought_up(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    ledger = SqliteLedger(path)
+    await ledger.open()
+    record = a_record()
+    await ledger.put(record)
+    await ledger.close()
+    connection = sqlite3.connect(path)
+    for name in ADDED:
+        connection.execute(f"ALTER TABLE sandboxes DROP COLUMN {name}")
+    connection.execute("PRAGMA user_version = 1")
+    connection.commit()
+    connection.close()
+    for _ in range(2):
+        later = SqliteLedger(path)
+        assert (await later.open()).records == (replace(record, exit_code=None),)
+        await later.close()
 
 
 async def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
@@ -215,3 +281,21 @@ async def test_a_second_agent_is_refused(tmp_path: Path) -> None:
     with pytest.raises(LedgerError, match="locked"):
         await SqliteLedger(tmp_path / "ledger.db").open()
     await first.close()
+
+
+async def test_a_copy_holds_all_that_was_asked_for_before_it(ledgers: Reopen, tmp_path: Path) -> None:
+    ledger = ledgers()
+    await ledger.open()
+    record, later = a_full_record(), a_record()
+    await ledger.raise_epoch(7)
+    ledger.put_soon(record)
+    copying = asyncio.ensure_future(ledger.copy())
+    await asyncio.sleep(0)
+    ledger.put_soon(later)
+    (tmp_path / "copy.db").write_bytes(await copying)
+    await ledger.close()
+    copy = SqliteLedger(tmp_path / "copy.db")
+    contents = await copy.open()
+    await copy.close()
+    assert contents.epoch == 7
+    assert contents.records == (record,)

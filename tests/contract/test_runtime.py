@@ -263,6 +263,28 @@ async def test_limits_of_a_live_sandbox_change(bench: Bench) -> None:
         await bench.runtime.update(sandbox_id(), more)
 
 
+async def test_limits_of_a_live_sandbox_go_down_too_but_not_below_what_it_holds(bench: Bench) -> None:
+    name, _ = await _running(bench, resources=Resources(memory_mib=512, cpus=2), background=True)
+    less = Resources(memory_mib=128, cpus=0.5, max_processes=64)
+    await bench.runtime.update(name, less)
+    usage = bench.runtime.usage(name)
+    assert usage is not None
+    assert usage.memory_limit_bytes == bundle.limits(less).memory_bytes
+    if isinstance(bench, RunscBench):
+        shares = [int(path.read_text()) for path in Path("/sys/fs/cgroup").glob(f"cpu/*/sandboxes/{name}/cpu.shares")]
+        weights = [int(path.read_text()) for path in Path("/sys/fs/cgroup").glob(f"*/sandboxes/{name}/cpu.weight")]
+        assert shares == [512] or weights == [50]
+
+
+async def test_one_that_nobody_waits_for_leaves_others_the_processors(bench: Bench) -> None:
+    name, _ = await _running(bench, background=True)
+    if isinstance(bench, RunscBench):
+        shares = [int(path.read_text()) for path in Path("/sys/fs/cgroup").glob(f"cpu/*/sandboxes/{name}/cpu.shares")]
+        weights = [int(path.read_text()) for path in Path("/sys/fs/cgroup").glob(f"*/sandboxes/{name}/cpu.weight")]
+        assert shares == [51] or weights == [5]
+    assert await bench.runtime.known() == {name}
+
+
 async def test_a_restarted_node_takes_its_sandboxes_over(bench: Bench) -> None:
     name, incarnation = await _running(bench)
     other, _ = await _running(bench)

@@ -8,8 +8,24 @@ from typing import Any
 import pytest
 
 from harness import Platform
+from harness import platform as start
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
+
+
+@pytest.fixture(scope="module", name="platform", params=["cold", "ready"])
+def _platform(request: pytest.FixtureRequest) -> Generator[Platform]:
+    """A platform whose next sandbox starts cold, or is claimed from a ready pool."""
+    with start(pool_size="2", pool_max="2" if request.param == "ready" else "0") as started:
+        if request.param == "ready":
+            started.wait_until(lambda: _pool(started)["ready"], "one is ready")
+        yield started
+        assert _pool(started)["hits"] == (1 if request.param == "ready" else 0)
+
+
+def _pool(platform: Platform) -> dict[str, Any]:
+    with platform.node_http() as http:
+        return http.get("/node/v1/report").json()["pool"]
 
 
 @pytest.fixture(scope="module", name="base")

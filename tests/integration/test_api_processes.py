@@ -159,7 +159,7 @@ async def test_a_run_leaves_no_sandbox(stand: Stand) -> None:
     result = (await stand.root.call("POST", "/v1/run", body)).expect(200)
     assert (result["stdout"], result["exit_code"], result["sandbox_reason"]) == ("cat a\n", 0, "requested")
     [held] = stand.node.sandboxes.values()
-    assert held.files == {"a": "ä".encode(), "/b/c": b"\0\1"}
+    assert dict(held.guest.files) == {"/home/user/a": "ä".encode(), "/b/c": b"\0\1"}
     assert (await stand.root.get(result["sandbox_id"]))["state"] == "stopped"
 
 

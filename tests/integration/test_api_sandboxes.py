@@ -83,8 +83,6 @@ async def test_a_compressed_body_is_refused(stand: Stand) -> None:
 @pytest.mark.parametrize(
     ("body", "feature"),
     [
-        ({"entrypoint": ["a"]}, "entrypoint"),
-        ({"use_image_entrypoint": True}, "use_image_entrypoint"),
         ({"secret_env": {"A": "s"}}, "secret_env"),
         ({"on_timeout": "pause"}, "on_timeout.pause"),
         ({"on_idle": "pause"}, "on_idle.pause"),

@@ -6,41 +6,20 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from cli_kit import environment, popen, sandlot, wait_until
 from stub_api import Fault, StubApi, StubProcess, running
-
-_BARE = {"PATH": os.environ["PATH"], "COLUMNS": "200", "TERM": "dumb", "XDG_CONFIG_HOME": "/nonexistent"}
 
 
 @pytest.fixture
 def api() -> Iterator[StubApi]:
     with running() as api:
         yield api
-
-
-def _environment(api: StubApi) -> dict[str, str]:
-    return _BARE | {"SANDLOT_URL": api.url, "SANDLOT_API_KEY": api.key}
-
-
-def _sandlot(api: StubApi, *arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(
-        [sys.executable, "-m", "sandlot", *arguments],
-        env=_environment(api),
-        input=stdin,
-        capture_output=True,
-        check=False,
-    )
-
-
-def _popen(api: StubApi, *arguments: str, **more: Any) -> subprocess.Popen[bytes]:
-    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | more
-    return subprocess.Popen[bytes]([sys.executable, "-m", "sandlot", *arguments], env=_environment(api), **pipes)
 
 
 def _states(api: StubApi) -> list[str]:
@@ -56,7 +35,7 @@ def test_run_is_like_running_it_here(api: StubApi) -> None:
 
     api.on_start = act
     api.cuts = [30, 40]
-    done = _sandlot(api, "run", "--image", "python", "--env", "A=b=c", "--", "prog", "--flag", "x y")
+    done = sandlot(api, "run", "--image", "python", "--env", "A=b=c", "--", "prog", "--flag", "x y")
     assert (done.returncode, done.stdout, done.stderr) == (3, b"to out\n\xff\x00more\n", b"to err\n")
     assert api.seen("POST /v1/sandboxes")[0].json["image"] == "python"
     started = api.seen("/processes")[0].json
@@ -67,7 +46,7 @@ def test_run_is_like_running_it_here(api: StubApi) -> None:
 
 def test_standard_input_is_passed_on(api: StubApi) -> None:
     data = os.urandom(300_000)
-    done = _sandlot(api, "run", "--", "cat", stdin=data)
+    done = sandlot(api, "run", "--", "cat", stdin=data)
     assert (done.returncode, done.stdout) == (0, data)
 
 
@@ -77,14 +56,14 @@ def test_a_file_as_standard_input_and_output(api: StubApi, tmp_path: Path) -> No
     with (
         source.open("rb") as stdin,
         target.open("wb") as stdout,
-        _popen(api, "run", "cat", stdin=stdin, stdout=stdout) as process,
+        popen(api, "run", "cat", stdin=stdin, stdout=stdout) as process,
     ):
         process.wait()
     assert target.read_bytes() == b"from a file"
 
 
 def test_an_open_pipe_nobody_writes_to_holds_nothing_up(api: StubApi) -> None:
-    with _popen(api, "run", "--", "echo", "done") as process:
+    with popen(api, "run", "--", "echo", "done") as process:
         assert process.stdout is not None
         assert process.stdout.read() == b"done\n"
         assert process.wait() == 0
@@ -100,14 +79,14 @@ def test_interrupts_reach_the_program_and_grow(api: StubApi) -> None:
         started.set()
 
     api.on_start = act
-    with _popen(api, "run", "--", "stubborn") as command:
+    with popen(api, "run", "--", "stubborn") as command:
         assert command.stdout is not None
         assert command.stdout.readline() == b"up\n"
         assert started.wait()
         (program,) = programs
         for count in (1, 2, 3):
             command.send_signal(signal.SIGINT)
-            _wait_until(partial(_has_signals, program, count))
+            wait_until(partial(_has_signals, program, count))
         assert program.signals == ["SIGINT", "SIGTERM", "SIGKILL"]
         program.end(137, "killed", signal="SIGKILL")
         assert command.wait() == 137
@@ -116,11 +95,11 @@ def test_interrupts_reach_the_program_and_grow(api: StubApi) -> None:
 
 def test_a_termination_asks_the_program_to_terminate(api: StubApi) -> None:
     api.on_start = lambda process: process.write("stdout", b"up\n")
-    with _popen(api, "run", "--", "waits") as command:
+    with popen(api, "run", "--", "waits") as command:
         assert command.stdout is not None
         assert command.stdout.readline() == b"up\n"
         command.send_signal(signal.SIGTERM)
-        assert command.wait() == 130
+        assert command.wait() == 143
     assert api.process_started().signals == ["SIGTERM"]
     assert _states(api) == ["stopped"]
 
@@ -137,7 +116,7 @@ def test_a_reader_that_leaves_ends_the_command_and_the_sandbox(api: StubApi) -> 
 
     api.on_start = act
     try:
-        with _popen(api, "run", "--", "yes") as command:
+        with popen(api, "run", "--", "yes") as command:
             assert command.stdout is not None
             assert command.stderr is not None
             assert command.stdout.readline() == b"y\n"
@@ -150,7 +129,7 @@ def test_a_reader_that_leaves_ends_the_command_and_the_sandbox(api: StubApi) -> 
 
 
 def test_a_command_that_is_not_there(api: StubApi) -> None:
-    done = _sandlot(api, "run", "--", "missing")
+    done = sandlot(api, "run", "--", "missing")
     assert (done.returncode, done.stderr) == (127, b"sandlot: missing: command not found\n")
 
 
@@ -160,41 +139,41 @@ def test_the_end_of_the_sandbox_is_told_apart_from_the_end_of_the_program(api: S
         process.end(137, "sandbox_stopped")
 
     api.on_start = act
-    done = _sandlot(api, "run", "--", "hog")
+    done = sandlot(api, "run", "--", "hog")
     assert (done.returncode, done.stderr) == (137, b"sandlot: the sandbox is failed: out_of_memory\n")
 
 
 def test_run_as_json_prints_one_object(api: StubApi) -> None:
-    done = _sandlot(api, "run", "--json", "--", "echo", "hi")
+    done = sandlot(api, "run", "--json", "--", "echo", "hi")
     value = json.loads(done.stdout)
     assert (value["stdout"], value["exit_code"], value["sandbox_id"]) == ("hi\n", 0, next(iter(api.sandboxes)))
     assert done.stdout.count(b"\n") == 1
 
 
 def test_create_ps_exec_rm(api: StubApi) -> None:
-    made = _sandlot(api, "create", "--name", "mine", "--metadata", "team=x", "--egress", "blocked", "--timeout", "60")
+    made = sandlot(api, "create", "--name", "mine", "--metadata", "team=x", "--egress", "blocked", "--timeout", "60")
     sandbox_id = made.stdout.decode().strip()
     assert sandbox_id in api.sandboxes
     assert api.seen("POST /v1/sandboxes")[0].json["timeout_seconds"] == 60
-    table = _sandlot(api, "ps").stdout.decode()
+    table = sandlot(api, "ps").stdout.decode()
     assert all(word in table for word in (sandbox_id, "running", "mine", "base"))
-    assert json.loads(_sandlot(api, "ps", "--json").stdout)[0]["id"] == sandbox_id
-    assert _sandlot(api, "exec", sandbox_id, "--", "exit", "5").returncode == 5
+    assert json.loads(sandlot(api, "ps", "--json").stdout)[0]["id"] == sandbox_id
+    assert sandlot(api, "exec", sandbox_id, "--", "exit", "5").returncode == 5
     assert _states(api) == ["running"]
-    assert _sandlot(api, "rm", sandbox_id).stdout.decode().split() == [sandbox_id]
+    assert sandlot(api, "rm", sandbox_id).stdout.decode().split() == [sandbox_id]
     assert _states(api) == ["stopped"]
-    assert json.loads(_sandlot(api, "ps", "--all", "--json").stdout)[0]["state"] == "stopped"
+    assert json.loads(sandlot(api, "ps", "--all", "--json").stdout)[0]["state"] == "stopped"
 
 
 def test_json_of_create_has_no_token(api: StubApi) -> None:
-    done = _sandlot(api, "create", "--json")
+    done = sandlot(api, "create", "--json")
     assert json.loads(done.stdout)["state"] == "running"
     assert b"secret-token" not in done.stdout
 
 
 def test_rm_goes_on_after_one_that_is_not_there(api: StubApi) -> None:
     sandbox = api.add_sandbox()
-    done = _sandlot(api, "rm", "sbx" + "q" * 20, sandbox["id"])
+    done = sandlot(api, "rm", "sbx" + "q" * 20, sandbox["id"])
     assert done.returncode == 1
     assert done.stdout.decode().split() == [sandbox["id"]]
     assert b"sandbox_not_found" in done.stderr
@@ -203,9 +182,9 @@ def test_rm_goes_on_after_one_that_is_not_there(api: StubApi) -> None:
 @pytest.mark.parametrize("missing", ["SANDLOT_URL", "SANDLOT_API_KEY"])
 @pytest.mark.parametrize("arguments", [["run", "--", "ls"], ["create"], ["ps"], ["exec", "x", "ls"], ["rm", "x"]])
 def test_without_url_or_key_it_says_what_to_set(api: StubApi, missing: str, arguments: list[str]) -> None:
-    environment = {name: value for name, value in _environment(api).items() if name != missing}
+    present = {name: value for name, value in environment(api).items() if name != missing}
     command = [sys.executable, "-m", "sandlot", *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=present, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert f"Set {missing}" in done.stderr
     assert api.requests == []
@@ -214,11 +193,11 @@ def test_without_url_or_key_it_says_what_to_set(api: StubApi, missing: str, argu
 def test_an_error_of_the_api_has_code_hint_and_an_exit_code_of_its_own(api: StubApi) -> None:
     problem = {"code": "no_such_gpu", "detail": "none here", "hint": "Ask for none.", "request_id": "req123"}
     api.faults.append(Fault("POST /v1/sandboxes", 422, problem))
-    done = _sandlot(api, "run", "--", "ls")
+    done = sandlot(api, "run", "--", "ls")
     assert (done.returncode, done.stdout) == (125, b"")
     assert done.stderr.decode() == "sandlot: no_such_gpu: none here\nsandlot: Ask for none.\nsandlot: request req123\n"
     api.faults.append(Fault("POST /v1/sandboxes", 422, problem))
-    done = _sandlot(api, "create", "--json")
+    done = sandlot(api, "create", "--json")
     assert done.returncode == 1
     assert json.loads(done.stderr) == {"error": problem}
 
@@ -229,7 +208,7 @@ def test_a_stream_refused_half_way_still_removes_the_sandbox(api: StubApi) -> No
     ended = {"code": "sandbox_ended", "detail": "gone", "reason": "guest_failed"}
     api.frame_bytes = 4
     api.faults += [Fault("/never"), Fault("/output", 410, ended)]
-    done = _sandlot(api, "run", "--", "waits")
+    done = sandlot(api, "run", "--", "waits")
     assert done.returncode == 125
     assert b"sandbox_ended: gone" in done.stderr
     assert _states(api) == ["stopped"]
@@ -237,14 +216,8 @@ def test_a_stream_refused_half_way_still_removes_the_sandbox(api: StubApi) -> No
 
 @pytest.mark.parametrize("arguments", [["run"], ["exec"], ["rm"], ["nonsense"], ["run", "--env", "=x", "--", "ls"]])
 def test_a_wrong_command_line_is_a_usage_error(api: StubApi, arguments: list[str]) -> None:
-    assert _sandlot(api, *arguments).returncode == 2
+    assert sandlot(api, *arguments).returncode == 2
 
 
 def _has_signals(program: StubProcess, count: int) -> bool:
     return len(program.signals) == count
-
-
-def _wait_until(reached: Callable[[], bool]) -> None:
-    turn = threading.Event()
-    while not reached():
-        turn.wait(0.01)

@@ -97,7 +97,7 @@ def test_input_that_nobody_will_read_is_an_error(client: Client) -> None:
 @pytest.mark.parametrize("status", [502, 503, 504, 429])
 def test_a_proxy_in_between_is_asked_again(api: StubApi, client: Client, status: int) -> None:
     api.faults += [Fault("/me", status), Fault("/me", status)]
-    assert client.me() == {"version": "stub"}
+    assert client.me()["version"] == "stub"
 
 
 def test_what_may_have_had_an_effect_is_not_sent_twice(api: StubApi, client: Client) -> None:

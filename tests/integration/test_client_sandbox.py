@@ -141,11 +141,11 @@ def test_processes(api: StubApi, client: Client) -> None:
     assert sandbox.process(process.id).pid == process.pid == 7
     assert process.result().running
     process.signal("SIGTERM")
-    assert process.wait().exit_code == 130
+    assert process.wait().exit_code == 143
     assert process.refresh().state == "ended"
     with pytest.raises(ProcessEndedError) as caught:
         process.signal("SIGTERM")
-    assert caught.value.members["exit_code"] == 130
+    assert caught.value.members["exit_code"] == 143
     with pytest.raises(ProcessNotFoundError):
         sandbox.process("prc" + "q" * 20)
     assert len({one.headers["idempotency-key"] for one in api.seen("/signal")}) == 2

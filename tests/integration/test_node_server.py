@@ -32,6 +32,7 @@ def config(tmp_path: Path) -> NodeConfig:
         instance="he",
         api_user="root",
         heartbeat_seconds=0.2,
+        pool_max=0,
         node_name="here",
     )
 

@@ -314,7 +314,7 @@ async def test_what_is_not_there_is_not_found(node: Node) -> None:
         assert response.status == 404
     assert (await node.refused("DELETE", "/processes"))[:2] == (405, "method_not_allowed")
     assert (await node.refused("GET", "/nothing"))[:2] == (404, "route_not_found")
-    assert (await node.refused("GET", f"/processes/{PROCESS}/attach"))[:2] == (501, "not_implemented")
+    assert (await node.refused("GET", f"/processes/{PROCESS}/attach"))[:2] == (400, "malformed_request")
 
 
 async def test_files_for_a_run_are_written(node: Node) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import importlib
 import json
 import os
 import platform as host
@@ -16,12 +17,15 @@ from typing import Any
 
 import aiohttp
 
+import pool
+from files import files
 from harness import Platform, cache_dir
 from harness import platform as start
 from images import images
 from raw_sandbox import TOKEN, RawBox, RawSandbox, raw_box
 from report import PAGE, Row, median, percentile, render
 from sandboxd.contract.frames import MEDIA_TYPE
+from terminal import terminal
 
 ROUNDS = 15
 SMALL = {"memory_mib": 256}
@@ -393,9 +397,13 @@ BENCHMARKS: dict[str, Callable[[Platform, RawBox], Awaitable[list[Row]]]] = {
     "round_trip": round_trip,
     "cold_create": cold_create,
     "throughput": throughput,
+    "files": files,
+    "terminal": terminal,
     "api_overhead": api_overhead,
     "idle": idle,
     "images": images,
+    **pool.benchmarks(client),
+    "sampling": lambda platform, raw: importlib.import_module("sampling").sampling(platform, raw),
 }
 
 

@@ -49,6 +49,26 @@ def percentile(samples: Sequence[float], percent: int) -> float:
     return ordered[min(len(ordered) - 1, round(percent / 100 * (len(ordered) - 1)))]
 
 
+OTHERS: Final = """
+## Beside others
+
+Create → first output of `node -v`, as others are measured: the public ComputeSDK benchmark of 2026-05-05 (100 rounds
+each; its commit `0a010e0`), milliseconds. **Not the same measurement as ours**: theirs goes over the internet to a
+hosted service on machines of its own, ours over loopback to two shared cores. Only orders of magnitude can be compared.
+
+| service | in turn, p50 | in turn, p95 | 100 at once, p50 | 100 at once, p95 |
+|---|---|---|---|---|
+| Daytona | 186 | 492 | 367 | 611 |
+| E2B | 491 | 685 | 822 | 965 |
+| Blaxel | 525 | 568 | 1,610 | 1,800 |
+| Vercel Sandbox | 671 | 1,062 | 832 | 1,308 |
+| Runloop | 1,688 | 1,931 | 6,662 | 11,196 |
+| Modal (gVisor, too) | 1,723 | 2,309 | 2,261 | 2,943 |
+| Cloudflare | 2,056 | 2,969 | 2,092 | 3,035 |
+"""
+"""Figures of hosted services, published by a third party; they do not change with our runs."""
+
+
 def _number(value: float | None) -> str:
     if value is None:
         return ""
@@ -81,4 +101,4 @@ def render(rows: Sequence[Row], machine: str, at: datetime) -> str:
     notes = [f"- **{row.name}**: {row.note}" for row in rows if row.note]
     if notes:
         lines += ["", "## How each was taken", "", *notes]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines) + "\n" + OTHERS

@@ -213,3 +213,78 @@ async def test_a_node_is_told_what_a_call_needs_and_no_more(stand: Stand) -> Non
     assert asked.path.endswith("/processes")
     assert {name.lower() for name in asked.headers} <= {"host", "accept", "idempotency-key", "sandlot-request-id"}
     assert asked.headers["Sandlot-Request-Id"] == answer.headers["Sandlot-Request-Id"] != headers["Sandlot-Request-Id"]
+
+
+KEY = "dGhlIHNhbXBsZSBub25jZQ=="
+HANDSHAKE = f"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {KEY}\r\n"
+BEHIND = "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+async def attachment(stand: Stand) -> tuple[str, str]:
+    """A process's address for WebSockets, and the header of a key that may attach."""
+    sandbox = await stand.root.create()
+    path = f"/v1/sandboxes/{sandbox['id']}/processes"
+    process = (await stand.root.call("POST", path, {"argv": ["cat"]})).expect(201)
+    return f"{path}/{process['id']}/attach", f"Authorization: {stand.root.headers['Authorization']}\r\n"
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/v1/sandboxes", "/v1/me", "/nowhere"])
+async def test_an_upgrade_is_one_on_the_routes_of_websockets_alone(stand: Stand, path: str) -> None:
+    key = f"Authorization: {stand.root.headers['Authorization']}\r\n"
+    async with wire(stand) as connection:
+        connection.writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\n{key}{HANDSHAKE}\r\n{BEHIND}".encode())
+        status, headers, _ = await connection.answer()
+        assert (status, headers["connection"]) == (404 if path == "/nowhere" else 200, "close")
+        assert await connection.over()
+
+
+@pytest.mark.parametrize(
+    "key", ["", "Authorization: Bearer nonsense\r\n", "Sec-WebSocket-Protocol: sandlot.bearer.x\r\n"]
+)
+async def test_before_it_is_known_who_asks_there_is_no_upgrade(stand: Stand, key: str) -> None:
+    path, _ = await attachment(stand)
+    before = len(stand.node.requests)
+    async with wire(stand) as connection:
+        connection.writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\n{key}{HANDSHAKE}\r\n{BEHIND}".encode())
+        status, headers, body = await connection.answer()
+        assert (status, headers["connection"], body["code"]) == (401, "close", "unauthenticated")
+        assert await connection.over()
+    assert len(stand.node.requests) == before
+
+
+async def test_what_is_said_before_the_switch_goes_nowhere(stand: Stand) -> None:
+    """Neither a request nor the beginning of the stream: the node sees none of it."""
+    path, key = await attachment(stand)
+    async with wire(stand) as connection:
+        connection.writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\n{key}{HANDSHAKE}\r\n{BEHIND}".encode())
+        status, headers, body = await connection.answer()
+        assert (status, headers["connection"]) == (400, "close"), body
+        assert await connection.over()
+    asked = [request.path for request in stand.node.requests]
+    assert "/healthz" not in asked
+
+
+@pytest.mark.parametrize(
+    ("method", "head"),
+    [
+        ("POST", HANDSHAKE),
+        ("GET", HANDSHAKE.replace("websocket", "h2c")),
+        ("GET", HANDSHAKE.replace("websocket", "websocket, h2c")),
+        ("GET", HANDSHAKE.replace("13", "8")),
+        ("GET", HANDSHAKE.replace(KEY, "short")),
+        ("GET", HANDSHAKE.replace(KEY, KEY + "\r\nSec-WebSocket-Key: " + KEY)),
+        ("GET", HANDSHAKE + "Content-Length: 5\r\n"),
+        ("GET", HANDSHAKE + "Transfer-Encoding: chunked\r\n"),
+        ("GET", HANDSHAKE + "Sec-WebSocket-Protocol: sandlot.tcp.v1\r\n"),
+    ],
+)
+async def test_a_handshake_that_two_could_read_in_two_ways_is_none(stand: Stand, method: str, head: str) -> None:
+    path, key = await attachment(stand)
+    before = len(stand.node.requests)
+    async with wire(stand) as connection:
+        connection.writer.write(f"{method} {path} HTTP/1.1\r\nHost: x\r\n{key}{head}\r\n{BEHIND}".encode())
+        status, headers, _ = await connection.answer()
+        assert status in {400, 405}
+        assert headers["connection"] == "close"
+        assert await connection.over()
+    assert len(stand.node.requests) == before

@@ -18,7 +18,7 @@ from sandboxd.contract.ids import new_id
 
 DOCUMENT: Final = json.loads((Path(__file__).resolve().parents[2] / "openapi" / "api.json").read_text())
 OPERATIONS: Final[list[tuple[str, str]]] = [
-    (method, path) for path, methods in DOCUMENT["paths"].items() for method in methods
+    (method, path) for path, methods in DOCUMENT["paths"].items() for method in methods if method != "head"
 ]
 PUBLIC: Final = {("get", "/healthz"), ("get", "/readyz"), ("get", "/errors/{code}")}
 OF_THE_CALLER: Final = {
@@ -33,16 +33,18 @@ OF_OPERATORS: Final = {("get", "/metrics")}
 LATER: Final = (
     ("GET", "/v1/keys"),
     ("POST", "/v1/projects"),
-    ("PUT", "/v1/sandboxes/{sandbox_id}/files"),
+    ("PUT", "/v1/sandboxes/{sandbox_id}/egress"),
     ("GET", "/v1/sandboxes/{sandbox_id}/egress/decisions"),
     ("POST", "/v1/sandboxes/{sandbox_id}/pause"),
-    ("GET", "/v1/sandboxes/{sandbox_id}/processes/{process_id}/attach"),
 )
+FILE_COLLECTIONS: Final = (["files"], ["directories"], ["archive"], ["watch"])
 BODIES: Final[dict[str, Any]] = {
     "run": {"argv": ["true"]},
     "processes": {"argv": ["true"]},
     "signal": {"signal": "SIGTERM"},
     "resize": {"rows": 1, "cols": 1},
+    "files": {"path": "/tmp/x"},
+    "move": {"from": "/tmp/x", "to": "/tmp/y"},
     "extend": {"timeout_seconds": 60},
     "{sandbox_id}": {"metadata": {"a": "b"}},
 }
@@ -121,14 +123,35 @@ async def test_anothers_sandbox_does_not_exist(stand: Stand, target: Target, met
     assert (await stand.root.get(target.sandbox_id))["generation"] == 1
 
 
+async def test_without_an_answers_body_a_stranger_learns_no_more(stand: Stand, target: Target) -> None:
+    heads = [path for path, methods in DOCUMENT["paths"].items() if "head" in methods]
+    assert heads
+    me = (await stand.root.call("GET", "/v1/me")).expect(200)
+    scopeless = await stand.new_key("events", project=me["project"]["id"])
+    calls = len(stand.node.requests)
+    for path in heads:
+        for key, status in ((None, 401), ("not-a-key!", 401), (await stand.new_key(), 404), (scopeless, 403)):
+            answer = await stand.with_key(key).call("HEAD", target.path(path))
+            assert (answer.status, answer.raw) == (status, b"")
+    assert len(stand.node.requests) == calls
+
+
+def area_of(template: str) -> str:
+    """The scope's area: a route's last collection."""
+    if "/processes" in template or template.endswith("}/run"):
+        return "processes"
+    return "files" if template.split("/")[4:5] in FILE_COLLECTIONS else "sandboxes"
+
+
 @pytest.mark.parametrize(("method", "template"), [one for one in OPERATIONS if one not in PUBLIC])
 async def test_a_key_without_the_scope_may_not(stand: Stand, target: Target, method: str, template: str) -> None:
     if (method, template) == ("get", "/v1/me"):
         return
     me = (await stand.root.call("GET", "/v1/me")).expect(200)
     calls = len(stand.node.requests)
-    area = "processes" if "/processes" in template or template.endswith("}/run") else "sandboxes"
-    scopes = ["files", "images:write"] if method == "get" else ["files", f"{area}:read"]
+    area = area_of(template)
+    others = ["events", "images:write"]
+    scopes = others if method in {"get", "head"} else [*others, f"{area}:read"]
     key = await stand.new_key(*scopes, project=me["project"]["id"])
     problem = (await attempt(stand, key, method, target.path(template), template)).expect(403)
     assert problem["code"] == "scope_required"

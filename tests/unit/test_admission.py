@@ -67,6 +67,33 @@ def test_what_is_there_already_counts_even_beyond_the_limit() -> None:
         admission.admit("b", Resources(memory_mib=64, disk_mib=64))
 
 
+def test_the_ready_pool_takes_nothing_from_a_sandbox() -> None:
+    host = FakeHost(cpus=4, memory_mib=4096, disk_mib=100_000)
+    admission = Admission(RULES, host, need)
+    assert admission.spare("ready1", Resources(memory_mib=1000))
+    assert admission.spare("ready2", Resources(memory_mib=1000))
+    assert not admission.spare("ready3", Resources(memory_mib=1000))
+    assert admission.used().sandboxes == 0
+    assert not admission.crowded()
+    admission.admit("a", Resources(memory_mib=1900))
+    assert admission.crowded()
+    admission.release("ready1")
+    assert not admission.crowded()
+    admission.release("ready2")
+    admission.release("ready2")
+    with pytest.raises(ProblemError, match="no_capacity"):
+        admission.admit("b", Resources(memory_mib=1100))
+
+
+def test_under_pressure_nothing_is_made_ready_before_anything_is_refused() -> None:
+    host = FakeHost(cpus=4, memory_mib=8192, disk_mib=100_000)
+    admission = Admission(RULES, host, need)
+    host.memory_available = 150
+    assert admission.pressed()
+    assert not admission.spare("ready", Resources())
+    admission.admit("a", Resources())
+
+
 def test_tombstones_keep_the_newest_and_the_highest() -> None:
     tombstones = Tombstones(most=2)
     tombstones.add("a", 5)

@@ -13,7 +13,7 @@ from sandboxd.cgroups.v1 import V1
 from sandboxd.cgroups.v2 import V2
 
 MIB = 1024 * 1024
-LIMITS = Limits(memory_bytes=256 * MIB, cpus=1.5, pids=300)
+LIMITS = Limits(memory_bytes=256 * MIB, cpus=1.5, weight=1.5, pids=300)
 ONE = "sbx" + "a" * 20
 
 

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from api.services.placement import CANDIDATES, Choice, NoChoice, NodeView, choose
 from sandboxd.contract.messages import Capacity, Resources
+from sandboxd.contract.ready import ready_key
 
 IMAGE = "img" + "a" * 20
 
@@ -22,6 +23,7 @@ def a_node(
     cpus: float = 8,
     ready: bool = True,
     refusals: int = 0,
+    has_ready: int = 0,
     images: Sequence[str] = (IMAGE,),
 ) -> NodeView:
     return NodeView(
@@ -31,6 +33,7 @@ def a_node(
         used=amounts(used),
         images=images,
         refusals=refusals,
+        ready_sandboxes={ready_key(IMAGE, Resources()): has_ready},
     )
 
 
@@ -60,6 +63,15 @@ def test_only_a_few_are_looked_at() -> None:
 
 def test_nodes_that_have_just_refused_are_avoided() -> None:
     assert place([a_node("a", refusals=3), a_node("b", used=4)]) == Choice("b")
+
+
+def test_one_that_is_ready_is_liked_but_not_required() -> None:
+    others = [a_node(f"n{number}") for number in range(2 * CANDIDATES)]
+    assert place([*others, a_node("quick", used=1, has_ready=1)]) == Choice("quick")
+    assert place([*others, a_node("quick", used=7, has_ready=1)]) == Choice("n0")
+    assert place([*others, a_node("quick", used=8, has_ready=1)]) == Choice("n0")
+    assert place([*others, a_node("spent", used=1, has_ready=-1)]) == Choice("n0")
+    assert place([*others, a_node("other", used=1, has_ready=1)], Resources(memory_mib=64)) == Choice("n0")
 
 
 def test_without_reports_nothing_is_said_to_be_impossible() -> None:

@@ -1,60 +1,106 @@
-"""Client of the Sandlot API: run code nobody has read yet, in a sandbox.
+r"""Client of the Sandlot API: run code nobody has read yet, in a sandbox.
 
-`Sandbox` and `Process` block; `AsyncSandbox` and `AsyncProcess` are the same for asyncio and trio.
-Both retry what is safe to retry and resume broken output streams by themselves.
+`Sandbox` and its parts block; `AsyncSandbox` and its parts are the same for asyncio and trio. Both retry what is
+safe to retry and resume broken streams by themselves.
+
+>>> from sandlot import Sandbox
+>>> with Sandbox.create(egress="blocked") as sandbox:
+...     sandbox.run(["echo", "hello"]).stdout
+'hello\n'
 """
 
+from sandlot._async.attachment import AsyncAttachment
 from sandlot._async.client import AsyncClient
-from sandlot._async.process import AsyncOutput, AsyncProcess
+from sandlot._async.connection import AsyncConnection
+from sandlot._async.files import AsyncFiles
+from sandlot._async.process import AsyncOutput, AsyncProcess, AsyncRun
 from sandlot._async.sandbox import AsyncSandbox
+from sandlot._commands import Default
+from sandlot._sync.attachment import Attachment
 from sandlot._sync.client import Client
-from sandlot._sync.process import Output, Process
+from sandlot._sync.connection import Connection
+from sandlot._sync.files import Files
+from sandlot._sync.process import Output, Process, Run
 from sandlot._sync.sandbox import Sandbox
 from sandlot._version import __version__
+from sandlot.descriptions import ArchiveSummary, FileEvent, FileInfo, LogLine, Port, Sample
 from sandlot.errors import (
     ApiError,
     AuthenticationError,
     ConfigurationError,
     ConflictError,
+    ConnectionClosedError,
+    DiskFullError,
+    FileChangedError,
+    FileConflictError,
+    FileMissingError,
     InvalidRequestError,
+    NameTakenError,
     NoCapacityError,
     NotAvailableError,
     NotFoundError,
     NotPermittedError,
+    PermissionDeniedError,
+    PortNotListeningError,
     ProcessEndedError,
     ProcessFailedError,
     ProcessNotFoundError,
     ProtocolError,
+    QuotaExceededError,
     RateLimitedError,
     SandboxEndedError,
     SandboxLostError,
     SandboxNotFoundError,
     SandboxNotReadyError,
+    SandboxPausedError,
     SandlotError,
+    ScopeRequiredError,
     ServerError,
     StdinClosedError,
     UnreachableError,
+    UnsafeArchiveError,
 )
 from sandlot.models import Frame, ProcessExit, ProcessInfo, Resources, RunResult, SandboxInfo, StartError
 from sandlot.retries import RetryPolicy
 
 __all__ = [
     "ApiError",
+    "ArchiveSummary",
+    "AsyncAttachment",
     "AsyncClient",
+    "AsyncConnection",
+    "AsyncFiles",
     "AsyncOutput",
     "AsyncProcess",
+    "AsyncRun",
     "AsyncSandbox",
+    "Attachment",
     "AuthenticationError",
     "Client",
     "ConfigurationError",
     "ConflictError",
+    "Connection",
+    "ConnectionClosedError",
+    "Default",
+    "DiskFullError",
+    "FileChangedError",
+    "FileConflictError",
+    "FileEvent",
+    "FileInfo",
+    "FileMissingError",
+    "Files",
     "Frame",
     "InvalidRequestError",
+    "LogLine",
+    "NameTakenError",
     "NoCapacityError",
     "NotAvailableError",
     "NotFoundError",
     "NotPermittedError",
     "Output",
+    "PermissionDeniedError",
+    "Port",
+    "PortNotListeningError",
     "Process",
     "ProcessEndedError",
     "ProcessExit",
@@ -62,20 +108,26 @@ __all__ = [
     "ProcessInfo",
     "ProcessNotFoundError",
     "ProtocolError",
+    "QuotaExceededError",
     "RateLimitedError",
     "Resources",
     "RetryPolicy",
+    "Run",
     "RunResult",
+    "Sample",
     "Sandbox",
     "SandboxEndedError",
     "SandboxInfo",
     "SandboxLostError",
     "SandboxNotFoundError",
     "SandboxNotReadyError",
+    "SandboxPausedError",
     "SandlotError",
+    "ScopeRequiredError",
     "ServerError",
     "StartError",
     "StdinClosedError",
     "UnreachableError",
+    "UnsafeArchiveError",
     "__version__",
 ]

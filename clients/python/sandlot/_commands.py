@@ -1,12 +1,15 @@
 """Bodies and paths of process calls."""
 
 import base64
-from collections.abc import Mapping, Sequence
+import codecs
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timezone
 from enum import Enum
 from typing import Any
 from urllib.parse import quote
 
 from sandlot.ids import new_process_id
+from sandlot.models import Frame
 
 
 class Default(Enum):
@@ -48,6 +51,44 @@ def encode_input(data: str | bytes | None) -> dict[str, str]:
     if isinstance(data, bytes):
         return {"input_base64": base64.b64encode(data).decode()}
     return {"input": data}
+
+
+def asked(name: str, value: Any) -> dict[str, Any]:
+    """Return a field unless it is left to the server; None is a value here.
+
+    >>> asked("n", 5), asked("n", None), asked("n", Default.OF_SERVER)
+    ({'n': 5}, {'n': None}, {})
+    """
+    return {} if value is Default.OF_SERVER else {name: value}
+
+
+def iso(at: datetime | None) -> str | None:
+    """Return a time as the API writes it; one without a zone is local time."""
+    return None if at is None else at.astimezone(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+class Relay:
+    """Hands output on as text, a character cut by a frame's border in one piece."""
+
+    def __init__(self, on_stdout: Callable[[str], object] | None, on_stderr: Callable[[str], object] | None) -> None:
+        make = codecs.getincrementaldecoder("utf-8")
+        targets = {"stdout": on_stdout, "stderr": on_stderr}
+        self._channels = {kind: (make("replace"), call) for kind, call in targets.items() if call is not None}
+
+    def take(self, frame: Frame) -> None:
+        self._pass_on(frame.kind, frame.data, final=False)
+
+    def finish(self) -> None:
+        """Hand on what was left of a character."""
+        for kind in self._channels:
+            self._pass_on(kind, b"", final=True)
+
+    def _pass_on(self, kind: str, data: bytes, *, final: bool) -> None:
+        if kind in self._channels:
+            decoder, call = self._channels[kind]
+            text = decoder.decode(data, final)
+            if text:
+                call(text)
 
 
 def segment(text: str) -> str:

@@ -1,7 +1,7 @@
 """One request of the API as data: what it is, whether it may be repeated, how long it may be silent."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -26,31 +26,70 @@ class Request:
     query: Mapping[str, str | int | float | bool | list[str]] = field(default_factory=dict[str, Any])
     body: Any = None
     """Sent as JSON unless None."""
-    content: bytes | None = None
-    """Sent raw."""
+    content: bytes | Callable[[], Any] | None = None
+    """Sent raw: bytes, or what makes a fresh stream of them for each try."""
+    content_bytes: int | None = None
+    """How many bytes such a stream has, where that is known: then a cut is seen by the server."""
+    content_type: str = "application/octet-stream"
+    more_headers: Mapping[str, str] = field(default_factory=dict[str, str])
     accept: str = "application/json"
     idempotency_key: str | None = None
     repeatable: bool = True
     """Sending it twice has the effect of sending it once."""
+    absence_is_success: bool = False
+    """After a lost answer, "not found" says that the lost one was a success."""
     silence_seconds: float = SILENCE_SECONDS
 
     def headers(self) -> dict[str, str]:
-        headers = {"Accept": self.accept}
+        # Positions count bytes as they were written, so nobody on the way shall pack them.
+        headers = {"Accept": self.accept, "Accept-Encoding": "identity"}
         if self.idempotency_key is not None:
             headers["Idempotency-Key"] = self.idempotency_key
         if self.content is not None:
-            headers["Content-Type"] = "application/octet-stream"
+            headers["Content-Type"] = self.content_type
+            if self.content_bytes is not None:
+                headers["Content-Length"] = str(self.content_bytes)
         elif self.body is not None:
             headers["Content-Type"] = "application/json"
-        return headers
+        return headers | dict(self.more_headers)
 
-    def payload(self) -> bytes | None:
+    def payload(self) -> Any:
+        """Return the body to send: bytes, or an iterator in the caller's colour."""
         if self.content is not None:
-            return self.content
+            return self.content() if callable(self.content) else self.content
         return None if self.body is None else json.dumps(self.body, ensure_ascii=False).encode()
 
-    def timeout(self) -> httpx.Timeout:
-        return httpx.Timeout(self.silence_seconds, connect=CONNECT_SECONDS, pool=None)
+    def timeout(self, left_seconds: float | None = None) -> httpx.Timeout:
+        """Return how long a connection may be silent, and no longer than is left of the caller's time."""
+        left = float("inf") if left_seconds is None else max(left_seconds, 0.001)
+        return httpx.Timeout(min(self.silence_seconds, left), connect=min(CONNECT_SECONDS, left), pool=None)
+
+
+def connect_hint(what: str) -> str:
+    """Return what to try when no connection came about.
+
+    >>> connect_hint("[SSL: WRONG_VERSION_NUMBER] wrong version number")
+    'The server does not speak TLS there: try http:// in SANDLOT_URL.'
+    """
+    if "CERTIFICATE_VERIFY_FAILED" in what:
+        return "Its certificate is not trusted here: set SSL_CERT_FILE to that of its authority."
+    if "WRONG_VERSION_NUMBER" in what:
+        return "The server does not speak TLS there: try http:// in SANDLOT_URL."
+    if "Name or service not known" in what or "nodename nor servname" in what or "getaddrinfo" in what:
+        return "The host name of SANDLOT_URL is not known here: check its spelling."
+    return "Check SANDLOT_URL and that the server is up."
+
+
+def innermost(error: BaseException) -> str:
+    """Return what an error says, or the one that caused it: some layers above say nothing."""
+    said = ""
+    cause: BaseException | None = error
+    while cause is not None:
+        said = said or str(cause)
+        if "SSL" in str(cause) or "CERTIFICATE" in str(cause):
+            return str(cause)
+        cause = cause.__cause__ or cause.__context__
+    return said or type(error).__name__
 
 
 def is_success(status: int) -> bool:

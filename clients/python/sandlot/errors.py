@@ -4,24 +4,36 @@
     ├── ConfigurationError            no URL or key is known
     ├── UnreachableError              no complete answer came, however often it was safe to ask
     ├── ProtocolError                 an answer that is not Sandlot's
+    ├── ConnectionClosedError         a WebSocket was closed from the other side, with a code
+    ├── FileChangedError              a file became another one while it was read
+    ├── UnsafeArchiveError            an archive would write outside the directory it is for
     ├── ProcessFailedError            asked for by `RunResult.check`
     └── ApiError                      the API said no, with a stable `code`
         ├── InvalidRequestError       400, 405, 406, 412, 413, 415, 416, 422
         ├── AuthenticationError       401
         ├── NotPermittedError         403
+        │   ├── ScopeRequiredError        the key lacks a scope
+        │   ├── QuotaExceededError        the project has used up what it may use
+        │   └── PermissionDeniedError     the user inside the sandbox may not
         ├── NotFoundError             404
         │   ├── SandboxNotFoundError
-        │   └── ProcessNotFoundError
+        │   ├── ProcessNotFoundError
+        │   └── FileMissingError
         ├── ConflictError             409
+        │   ├── NameTakenError
         │   ├── SandboxNotReadyError
+        │   ├── SandboxPausedError
         │   ├── ProcessEndedError
-        │   └── StdinClosedError
+        │   ├── StdinClosedError
+        │   └── FileConflictError         there already, a directory, none, or not empty
         ├── SandboxEndedError         410; `reason` says why it ended
         ├── RateLimitedError          429
         ├── NotAvailableError         501
         └── ServerError               421, 5xx
             ├── NoCapacityError
-            └── SandboxLostError
+            ├── SandboxLostError
+            ├── PortNotListeningError
+            └── DiskFullError
 
 A failed command is none of these: it is a `RunResult` with an exit code.
 """
@@ -79,6 +91,23 @@ class ProtocolError(SandlotError):
     """The answer is not one the Sandlot API gives: a wrong URL, a proxy in between, or a bug."""
 
 
+class ConnectionClosedError(SandlotError):
+    """The other side closed a WebSocket. `code` and `reason` are what it said; 1006 if it said nothing."""
+
+    def __init__(self, code: int, reason: str = "", *, hint: str | None = None) -> None:
+        super().__init__(f"the connection was closed with {code}" + (f": {reason}" if reason else ""), hint=hint)
+        self.code = code
+        self.reason = reason
+
+
+class FileChangedError(SandlotError):
+    """A file was replaced while it was read, so that what comes next belongs to another one."""
+
+
+class UnsafeArchiveError(SandlotError):
+    """An archive has an entry that would write outside the directory it is unpacked into."""
+
+
 class ProcessFailedError(SandlotError):
     """A process ended with another exit code than 0, and the caller asked for an error then."""
 
@@ -118,6 +147,18 @@ class NotPermittedError(ApiError):
     """The key may not do this, or a quota is used up."""
 
 
+class ScopeRequiredError(NotPermittedError):
+    """The key lacks `members["required_scope"]`."""
+
+
+class QuotaExceededError(NotPermittedError):
+    """The project, or one above it, has used up `members["quota"]`."""
+
+
+class PermissionDeniedError(NotPermittedError):
+    """The user inside the sandbox has not the rights."""
+
+
 class NotFoundError(ApiError):
     """There is no such thing, or it belongs to somebody else."""
 
@@ -130,12 +171,28 @@ class ProcessNotFoundError(NotFoundError):
     """There is no such process in the sandbox."""
 
 
+class FileMissingError(NotFoundError):
+    """There is no such file in the sandbox."""
+
+
 class ConflictError(ApiError):
     """Not possible in the present state."""
 
 
 class SandboxNotReadyError(ConflictError):
     """The sandbox is still starting."""
+
+
+class NameTakenError(ConflictError):
+    """A live sandbox of the project has the name: `members["sandbox_id"]`."""
+
+
+class SandboxPausedError(ConflictError):
+    """The sandbox is paused, and this call does not wake it."""
+
+
+class FileConflictError(ConflictError):
+    """Something is there already, is a directory, is none, or is not empty; `code` says which."""
 
 
 class ProcessEndedError(ConflictError):
@@ -170,14 +227,34 @@ class SandboxLostError(ServerError):
     """The sandbox's node is silent; it may come back."""
 
 
+class PortNotListeningError(ServerError):
+    """Nothing listens on the port inside the sandbox."""
+
+
+class DiskFullError(ServerError):
+    """The sandbox's disk is full, or the node's."""
+
+
 _BY_CODE: Final[dict[str, type[ApiError]]] = {
     "sandbox_not_found": SandboxNotFoundError,
     "process_not_found": ProcessNotFoundError,
+    "file_not_found": FileMissingError,
+    "scope_required": ScopeRequiredError,
+    "quota_exceeded": QuotaExceededError,
+    "permission_denied": PermissionDeniedError,
+    "name_taken": NameTakenError,
+    "already_exists": FileConflictError,
+    "is_directory": FileConflictError,
+    "not_a_directory": FileConflictError,
+    "directory_not_empty": FileConflictError,
+    "sandbox_paused": SandboxPausedError,
     "sandbox_not_ready": SandboxNotReadyError,
     "process_ended": ProcessEndedError,
     "stdin_closed": StdinClosedError,
     "no_capacity": NoCapacityError,
     "sandbox_lost": SandboxLostError,
+    "port_not_listening": PortNotListeningError,
+    "disk_full": DiskFullError,
 }
 
 _BY_STATUS: Final[dict[int, type[ApiError]]] = {
@@ -214,6 +291,30 @@ def from_foreign(status: int, excerpt: str) -> ApiError:
     return from_problem(
         status, {"code": f"http_{status}", "detail": excerpt or f"HTTP {status}", "retryable": retryable}
     )
+
+
+_BY_CLOSE_CODE: Final = {
+    4401: (401, "unauthenticated"),
+    4404: (404, "process_not_found"),
+    4409: (409, "sandbox_paused"),
+    4410: (410, "sandbox_ended"),
+    4502: (502, "port_not_listening"),
+    4503: (503, "node_unreachable"),
+}
+
+
+def from_close(error: ConnectionClosedError) -> SandlotError:
+    """Return what the close code of a WebSocket says as the API says it in an answer; itself if it says no more.
+
+    >>> type(from_close(ConnectionClosedError(4410))).__name__
+    'SandboxEndedError'
+    """
+    known = _BY_CLOSE_CODE.get(error.code)
+    if known is None:
+        return error
+    status, code = known
+    detail = error.reason or f"the connection was closed with {error.code}"
+    return from_problem(status, {"code": code, "detail": detail, "retryable": status in RETRYABLE_STATUSES})
 
 
 def sandbox_ended(sandbox_id: str, state: str, reason: str | None, message: str | None) -> SandboxEndedError:

@@ -6,20 +6,26 @@ Pure. A position is a number of output bytes of the process, all channels, so it
 import base64
 import json
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, Protocol
 
+from sandlot._lines import NDJSON as NDJSON  # noqa: PLC0414 - offered from here
+from sandlot._lines import LineReader, parse_object
 from sandlot.errors import ProtocolError
 from sandlot.models import Frame, ProcessExit, parse_time
 
 FRAMES: Final = "application/vnd.sandlot.frames"
-NDJSON: Final = "application/x-ndjson"
+STDIN_PIECE_BYTES: Final = 262_144
+"""The longest payload of a `stdin` frame."""
 
 _HEADER: Final = struct.Struct(">BBHIQq")
 _MAX_PAYLOAD: Final = 65_536
-_MAX_LINE: Final = 1024 * 1024
+_MAX_MESSAGE: Final = 1024 * 1024
 _KINDS: Final = {1: "stdout", 2: "stderr", 3: "terminal", 4: "exit", 5: "lost", 6: "keepalive"}
+_CONTROL: Final = {7: "attached", 8: "stdin_ack", 9: "error"}
+_SENT: Final = {"stdin": 0x41, "stdin_close": 0x42, "resize": 0x43, "signal": 0x44}
 _OUTPUT: Final = frozenset({"stdout", "stderr", "terminal"})
 
 
@@ -71,19 +77,49 @@ class LineDecoder:
     """Reads `application/x-ndjson`."""
 
     def __init__(self) -> None:
-        self._buffer = bytearray()
+        self._reader = LineReader()
 
     def feed(self, data: bytes) -> Iterator[Frame]:
-        self._buffer += data
-        *lines, rest = bytes(self._buffer).split(b"\n")
-        self._buffer = bytearray(rest)
-        if len(rest) > _MAX_LINE:
-            raise ProtocolError(f"a line of more than {_MAX_LINE} bytes")
-        for line in lines:
-            if line.strip():
-                frame = _line_frame(_object(line))
-                if frame is not None:
-                    yield frame
+        for line in self._reader.feed(data):
+            frame = _line_frame(line)
+            if frame is not None:
+                yield frame
+
+
+@dataclass(frozen=True)
+class Control:
+    """A message of an attachment that is not output: `attached`, `stdin_ack`, `error`."""
+
+    kind: str
+    seq: int
+    fields: dict[str, Any]
+
+
+def decode_message(message: bytes | str) -> Frame | Control | None:
+    """Read one message of `sandlot.process.v1`; None for a kind that is not known. ProtocolError if it is no frame."""
+    if isinstance(message, str):
+        raise ProtocolError("a text message where frames are spoken")
+    if len(message) < _HEADER.size:
+        raise ProtocolError(f"a frame of {len(message)} bytes")
+    kind, flags, reserved, length, seq, time_us = _HEADER.unpack_from(message)
+    payload = message[_HEADER.size :]
+    if length != len(payload) or length > _MAX_MESSAGE:
+        raise ProtocolError(f"a frame that says {length} bytes and has {len(payload)}")
+    if flags or reserved:
+        return None
+    if kind in _CONTROL:
+        return Control(_CONTROL[kind], seq, parse_object(payload) if payload else {})
+    return _binary_frame(_KINDS[kind], seq, time_us, payload) if kind in _KINDS else None
+
+
+def encode_message(kind: str, *, seq: int = 0, data: bytes = b"", fields: Mapping[str, Any] | None = None) -> bytes:
+    """Return a message of `sandlot.process.v1` to the server: `stdin`, `stdin_close`, `resize` or `signal`.
+
+    >>> encode_message("stdin", seq=5, data=b"hi").hex()
+    '4100000000000002000000000000000500000000000000006869'
+    """
+    payload = data if fields is None else json.dumps(dict(fields)).encode()
+    return _HEADER.pack(_SENT[kind], 0, 0, len(payload), seq, 0) + payload
 
 
 def _binary_frame(kind: str, seq: int, time_us: int, payload: bytes) -> Frame:
@@ -91,10 +127,10 @@ def _binary_frame(kind: str, seq: int, time_us: int, payload: bytes) -> Frame:
     if kind in _OUTPUT:
         return Frame(kind, seq, seq + len(payload), data=payload, at=at)
     if kind == "lost":
-        lost = _count(_object(payload).get("lost_bytes"))
+        lost = _count(parse_object(payload).get("lost_bytes"))
         return Frame(kind, seq, seq + lost, lost_bytes=lost, at=at)
     if kind == "exit":
-        return Frame(kind, seq, seq, exit=ProcessExit.parse(_object(payload)), at=at)
+        return Frame(kind, seq, seq, exit=ProcessExit.parse(parse_object(payload)), at=at)
     return Frame(kind, seq, seq, at=at)
 
 
@@ -123,16 +159,6 @@ def _line_bytes(line: dict[str, Any]) -> bytes:
         return base64.b64decode(line["base64"], validate=True)
     except (KeyError, TypeError, ValueError) as error:
         raise ProtocolError("a line of output has neither text nor base64") from error
-
-
-def _object(data: bytes) -> dict[str, Any]:
-    try:
-        value: Any = json.loads(data)
-    except ValueError as error:
-        raise ProtocolError("a part of the output is not JSON") from error
-    if not isinstance(value, dict):
-        raise ProtocolError("a part of the output is not a JSON object")
-    return cast("dict[str, Any]", value)
 
 
 def _count(value: object) -> int:

@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final, cast
 
+from sandlot import document
 from sandlot.errors import ProcessFailedError, ProtocolError
 
 TERMINAL_STATES: Final = frozenset({"stopped", "failed"})
+SETTLED_STATES: Final = frozenset({"running", "paused", "stopped", "failed", "lost"})
 STARTING_STATES: Final = frozenset({"pending", "starting", "resuming"})
 
 
@@ -60,7 +62,7 @@ class SandboxInfo:
     created_at: datetime | None
     ended_at: datetime | None
     expires_at: datetime | None
-    raw: dict[str, Any] = field(repr=False)
+    raw: document.Sandbox = field(repr=False)
 
     @classmethod
     def parse(cls, value: object) -> "SandboxInfo":
@@ -68,17 +70,17 @@ class SandboxInfo:
         raw = as_object(value)
         image = raw.get("image")
         return cls(
-            id=_required(raw, "id"),
-            state=_required(raw, "state"),
-            reason=_text(raw, "reason"),
-            message=_text(raw, "message"),
-            name=_text(raw, "name"),
-            image=_text(cast("dict[str, Any]", image), "reference") if isinstance(image, dict) else None,
+            id=required(raw, "id"),
+            state=required(raw, "state"),
+            reason=text(raw, "reason"),
+            message=text(raw, "message"),
+            name=text(raw, "name"),
+            image=text(cast("dict[str, Any]", image), "reference") if isinstance(image, dict) else None,
             metadata=raw.get("metadata") or {},
             created_at=parse_time(raw.get("created_at")),
             ended_at=parse_time(raw.get("ended_at")),
             expires_at=parse_time(raw.get("expires_at")),
-            raw=raw,
+            raw=cast("document.Sandbox", raw),
         )
 
     @property
@@ -102,7 +104,7 @@ class StartError:
         if not isinstance(value, dict):
             return None
         raw = cast("dict[str, Any]", value)
-        return cls(_text(raw, "code") or "io_error", _text(raw, "message") or "")
+        return cls(text(raw, "code") or "io_error", text(raw, "message") or "")
 
 
 @dataclass(frozen=True)
@@ -119,12 +121,12 @@ class ProcessExit:
     @classmethod
     def parse(cls, raw: Mapping[str, Any]) -> "ProcessExit":
         return cls(
-            exit_code=_integer(raw, "exit_code"),
-            signal=_text(raw, "signal"),
-            reason=_text(raw, "reason"),
-            message=_text(raw, "message"),
+            exit_code=integer(raw, "exit_code"),
+            signal=text(raw, "signal"),
+            reason=text(raw, "reason"),
+            message=text(raw, "message"),
             start_error=StartError.parse(raw.get("start_error")),
-            duration_seconds=_number(raw, "duration_seconds"),
+            duration_seconds=number(raw, "duration_seconds"),
         )
 
 
@@ -175,6 +177,7 @@ class ProcessInfo:
     id: str
     argv: list[str]
     state: str
+    tty: bool
     exit_code: int | None
     signal: str | None
     reason: str | None
@@ -187,30 +190,39 @@ class ProcessInfo:
     stdin_closed: bool
     started_at: datetime | None
     ended_at: datetime | None
-    raw: dict[str, Any] = field(repr=False)
+    raw: document.Process = field(repr=False)
 
     @classmethod
     def parse(cls, value: object) -> "ProcessInfo":
         """Read a Process. ProtocolError if it is none."""
         raw = as_object(value)
         return cls(
-            id=_required(raw, "id"),
+            id=required(raw, "id"),
             argv=raw.get("argv") or [],
-            state=_required(raw, "state"),
-            exit_code=_integer(raw, "exit_code"),
-            signal=_text(raw, "signal"),
-            reason=_text(raw, "reason"),
-            message=_text(raw, "message"),
+            state=required(raw, "state"),
+            tty=raw.get("tty") is not None,
+            exit_code=integer(raw, "exit_code"),
+            signal=text(raw, "signal"),
+            reason=text(raw, "reason"),
+            message=text(raw, "message"),
             start_error=StartError.parse(raw.get("start_error")),
-            pid=_integer(raw, "pid"),
-            tag=_text(raw, "tag"),
-            next_seq=_integer(raw, "next_seq") or 0,
-            stdin_offset=_integer(raw, "stdin_offset") or 0,
+            pid=integer(raw, "pid"),
+            tag=text(raw, "tag"),
+            next_seq=integer(raw, "next_seq") or 0,
+            stdin_offset=integer(raw, "stdin_offset") or 0,
             stdin_closed=raw.get("stdin_closed") is True,
             started_at=parse_time(raw.get("started_at")),
             ended_at=parse_time(raw.get("ended_at")),
-            raw=raw,
+            raw=cast("document.Process", raw),
         )
+
+    @classmethod
+    def of_result(cls, result: "RunResult") -> "ProcessInfo":
+        """Return what a result says of its process; the rest is as if it had just been started."""
+        state = "running" if result.running else "ended"
+        described = {"id": result.process_id, "state": state, "next_seq": result.next_seq, "stdin_closed": True}
+        told = ("exit_code", "signal", "reason", "message", "start_error", "started_at", "ended_at")
+        return cls.parse(described | {name: result.raw.get(name) for name in told})
 
 
 @dataclass(frozen=True)
@@ -233,28 +245,28 @@ class RunResult:
     next_seq: int
     start_error: StartError | None
     duration_seconds: float | None
-    raw: dict[str, Any] = field(repr=False)
+    raw: document.RunResult = field(repr=False)
 
     @classmethod
     def parse(cls, value: object) -> "RunResult":
         """Read a RunResult. ProtocolError if it is none."""
         raw = as_object(value)
         return cls(
-            process_id=_required(raw, "process_id"),
+            process_id=required(raw, "process_id"),
             running=raw.get("running") is True,
-            exit_code=_integer(raw, "exit_code"),
-            signal=_text(raw, "signal"),
-            reason=_text(raw, "reason"),
-            message=_text(raw, "message"),
-            hint=_text(raw, "hint"),
-            stdout=_text(raw, "stdout") or "",
-            stderr=_text(raw, "stderr") or "",
+            exit_code=integer(raw, "exit_code"),
+            signal=text(raw, "signal"),
+            reason=text(raw, "reason"),
+            message=text(raw, "message"),
+            hint=text(raw, "hint"),
+            stdout=text(raw, "stdout") or "",
+            stderr=text(raw, "stderr") or "",
             truncated=raw.get("truncated") is True,
             lossy=raw.get("lossy") is True,
-            next_seq=_integer(raw, "next_seq") or 0,
+            next_seq=integer(raw, "next_seq") or 0,
             start_error=StartError.parse(raw.get("start_error")),
-            duration_seconds=_number(raw, "duration_seconds"),
-            raw=raw,
+            duration_seconds=number(raw, "duration_seconds"),
+            raw=cast("document.RunResult", raw),
         )
 
     @property
@@ -279,23 +291,32 @@ def as_object(value: object) -> dict[str, Any]:
     raise ProtocolError("the answer is not a JSON object", hint="Check that the URL is that of a Sandlot API.")
 
 
-def _required(raw: Mapping[str, Any], name: str) -> str:
+def as_objects(value: object) -> list[dict[str, Any]]:
+    """Return a JSON array of objects as such; an absent one is empty. ProtocolError if it is none."""
+    if value is None:
+        return []
+    if isinstance(value, list):
+        return [as_object(item) for item in cast("list[Any]", value)]
+    raise ProtocolError("the answer is not a JSON array", hint="Check that the URL is that of a Sandlot API.")
+
+
+def required(raw: Mapping[str, Any], name: str) -> str:
     value = raw.get(name)
     if isinstance(value, str):
         return value
     raise ProtocolError(f"the answer lacks {name!r}", hint="Check that the URL is that of a Sandlot API.")
 
 
-def _text(raw: Mapping[str, Any], name: str) -> str | None:
+def text(raw: Mapping[str, Any], name: str) -> str | None:
     value = raw.get(name)
     return value if isinstance(value, str) else None
 
 
-def _integer(raw: Mapping[str, Any], name: str) -> int | None:
+def integer(raw: Mapping[str, Any], name: str) -> int | None:
     value = raw.get(name)
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
-def _number(raw: Mapping[str, Any], name: str) -> float | None:
+def number(raw: Mapping[str, Any], name: str) -> float | None:
     value = raw.get(name)
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None

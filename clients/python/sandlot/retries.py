@@ -5,6 +5,7 @@ only requests that name their effect (an id, an offset, an `Idempotency-Key`) or
 """
 
 import random
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
@@ -26,10 +27,14 @@ class RetryPolicy:
     """The pause doubles from the first to the longest, and is then shortened at random by up to a half."""
     patience_seconds: float = 90
     """How long to wait in all for something the server says it is still at work on."""
+    deadline_seconds: float | None = None
+    """How long one call may take in all, with its retries; None: as long as the rules above allow."""
     longest_retry_after_seconds: float = 60
     """A server that asks for more than this is not waited for: the caller gets its error."""
     spread: Callable[[], float] = field(default=random.random, repr=False)
     """A number from 0 to 1; a seam for tests."""
+    clock: Callable[[], float] = field(default=time.monotonic, repr=False)
+    """Seconds that only grow; a seam for tests."""
 
 
 class Patience:
@@ -39,9 +44,17 @@ class Patience:
         self._policy = policy
         self._failures = 0
         self._waited = 0.0
+        self.has_progressed = False
+        """Something was achieved since the beginning."""
+        self._deadline = None if policy.deadline_seconds is None else policy.clock() + policy.deadline_seconds
+
+    def left_seconds(self) -> float | None:
+        """Return how much is left of the deadline; None if there is none."""
+        return None if self._deadline is None else self._deadline - self._policy.clock()
 
     def progress(self) -> None:
         """Note that something was achieved: the next failure is the first again."""
+        self.has_progressed = True
         self._failures = 0
         self._waited = 0.0
 
@@ -61,8 +74,10 @@ class Patience:
         if self._policy.attempts <= 1 or not self._may_go_on(error):
             return None
         delay = self._delay(error)
-        if delay is not None:
-            self._waited += delay
+        left = self.left_seconds()
+        if delay is None or (left is not None and delay >= left):
+            return None
+        self._waited += delay
         return delay
 
     def _worth_it(self, error: ApiError, *, repeatable: bool) -> bool:

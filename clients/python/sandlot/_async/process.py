@@ -2,11 +2,15 @@
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
+from dataclasses import dataclass, field
+from signal import Signals
 from typing import Any, Final
 
-from sandlot._async.client import AsyncClient
+from sandlot._async.attachment import AsyncAttachment
+from sandlot._async.route import AsyncRoute
 from sandlot._clock import async_sleep
-from sandlot._requests import KEEPALIVE_SECONDS, Request
+from sandlot._commands import segment
+from sandlot._requests import KEEPALIVE_SECONDS
 from sandlot.errors import ApiError, ProtocolError, UnreachableError
 from sandlot.frames import FRAMES, decoder_for
 from sandlot.ids import new_idempotency_key
@@ -20,11 +24,11 @@ _WAIT_SECONDS: Final = 60
 class AsyncProcess:
     """A command started in a sandbox. It lives on when this object is dropped."""
 
-    def __init__(self, client: AsyncClient, sandbox_id: str, info: ProcessInfo) -> None:
-        self._client = client
-        self._path = f"/v1/sandboxes/{sandbox_id}/processes/{info.id}"
+    def __init__(self, route: AsyncRoute, info: ProcessInfo) -> None:
+        self._route = route
+        self._path = f"/processes/{segment(info.id)}"
         self._stdin_offset = info.stdin_offset
-        self.sandbox_id = sandbox_id
+        self.sandbox_id = route.sandbox_id
         self.info = info
         """The process as last described by the API."""
 
@@ -39,7 +43,7 @@ class AsyncProcess:
 
     async def refresh(self) -> ProcessInfo:
         """Ask for the present description, and return it."""
-        self.info = ProcessInfo.parse(await self._client.call(Request("GET", self._path)))
+        self.info = ProcessInfo.parse(await self._route.call("GET", self._path))
         return self.info
 
     def output(
@@ -52,8 +56,16 @@ class AsyncProcess:
         ends at the present end.
         """
         return AsyncOutput(
-            self._client, self._path + "/output", after, tail_bytes=tail_bytes, follow=follow, media_type=media_type
+            self._route, self._path + "/output", after, tail_bytes=tail_bytes, follow=follow, media_type=media_type
         )
+
+    def attach(self, after: int = 0, *, tail_bytes: int | None = None) -> "AsyncAttachment":
+        """Return a connection to all its streams at once: output from `after`, input, size and signals.
+
+        Nothing is opened before the first step. It connects again by itself after a break, and neither output nor
+        input is lost or doubled by that. Leaving its `async with` block detaches and ends nothing.
+        """
+        return AsyncAttachment(self._route, self._path + "/attach", after, tail_bytes=tail_bytes)
 
     async def write_stdin(self, data: bytes | str, *, close: bool = False) -> int:
         """Write all of `data` to standard input, as text in UTF-8, and return how much was written since the start.
@@ -77,7 +89,7 @@ class AsyncProcess:
         query: dict[str, Any] = {"offset": self._stdin_offset}
         if close:
             query["close"] = True
-        answer = await self._client.call(Request("POST", self._path + "/stdin", query=query, content=piece))
+        answer = await self._route.call("POST", self._path + "/stdin", query=query, content=piece)
         offset = answer.get("offset") if isinstance(answer, dict) else None  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType] - JSON
         if not isinstance(offset, int) or not self._stdin_offset <= offset <= self._stdin_offset + len(piece):
             raise ProtocolError(f"the answer to input is no offset of it: {answer!r}")
@@ -85,18 +97,17 @@ class AsyncProcess:
         self._stdin_offset = offset
         return accepted
 
-    async def signal(self, signal: str, *, scope: str = "tree") -> None:
+    async def signal(self, signal: str | Signals, *, scope: str = "tree") -> None:
         """Send a signal such as `SIGINT`, to the process and all its children unless `scope` is `process`.
 
         Raises ProcessEndedError when it has ended already.
         """
-        request = Request(
-            "POST",
-            self._path + "/signal",
-            body={"signal": signal, "scope": scope},
-            idempotency_key=new_idempotency_key(),
-        )
-        await self._client.call(request)
+        body = {"signal": signal.name if isinstance(signal, Signals) else signal, "scope": scope}
+        await self._route.call("POST", self._path + "/signal", body=body, idempotency_key=new_idempotency_key())
+
+    async def resize(self, rows: int, cols: int) -> None:
+        """Give its terminal another size. ConflictError if it has none."""
+        await self._route.call("POST", self._path + "/resize", body={"rows": rows, "cols": cols})
 
     async def result(
         self, *, wait_seconds: float = 0, max_output_bytes: int | None = None, keep: str | None = None
@@ -107,14 +118,38 @@ class AsyncProcess:
             query["max_output_bytes"] = max_output_bytes
         if keep is not None:
             query["keep"] = keep
-        return RunResult.parse(await self._client.call(Request("GET", self._path + "/result", query=query)))
+        return RunResult.parse(await self._route.call("GET", self._path + "/result", query=query))
 
-    async def wait(self, *, max_output_bytes: int | None = None) -> RunResult:
-        """Wait for its end, however long that takes, and return what it did."""
+    async def wait(
+        self, *, timeout_seconds: float | None = None, max_output_bytes: int | None = None, keep: str | None = None
+    ) -> RunResult:
+        """Wait for its end, however long that takes, and return what it did.
+
+        With `timeout_seconds` the result after that time may still be `running`. Waiting ends nothing.
+        """
+        clock = self._route.client.retries.clock
+        end = None if timeout_seconds is None else clock() + timeout_seconds
         while True:
-            result = await self.result(wait_seconds=_WAIT_SECONDS, max_output_bytes=max_output_bytes)
-            if not result.running:
+            left = _WAIT_SECONDS if end is None else max(0.0, min(_WAIT_SECONDS, end - clock()))
+            result = await self.result(wait_seconds=round(left, 3), max_output_bytes=max_output_bytes, keep=keep)
+            if not result.running or (end is not None and clock() >= end):
                 return result
+
+
+@dataclass(frozen=True)
+class AsyncRun(RunResult):
+    """What a command did, or has done so far, with the process that did it."""
+
+    process: AsyncProcess = field(repr=False, compare=False)
+
+    async def wait(self, *, max_output_bytes: int | None = None) -> "AsyncRun":
+        """Wait for the end of one that is still `running`, and return what it did; else itself.
+
+        Like a run that is repeated, so it never starts anything.
+        """
+        if not self.running:
+            return self
+        return AsyncRun(**vars(await self.process.wait(max_output_bytes=max_output_bytes)), process=self.process)
 
 
 class AsyncOutput:
@@ -124,9 +159,9 @@ class AsyncOutput:
     """
 
     def __init__(
-        self, client: AsyncClient, path: str, after: int, *, tail_bytes: int | None, follow: bool, media_type: str
+        self, route: AsyncRoute, path: str, after: int, *, tail_bytes: int | None, follow: bool, media_type: str
     ) -> None:
-        self._client = client
+        self._route = route
         self._path = path
         self._tail_bytes = tail_bytes
         self._follow = follow
@@ -153,7 +188,7 @@ class AsyncOutput:
         return self._frames
 
     async def _read(self) -> AsyncGenerator[Frame, None]:
-        patience = Patience(self._client.retries)
+        patience = Patience(self._route.client.retries)
         error: ApiError | UnreachableError
         while True:
             try:
@@ -179,8 +214,7 @@ class AsyncOutput:
             query["after"] = self.position
         else:
             query["tail_bytes"] = self._tail_bytes
-        request = Request("GET", self._path, query=query, accept=self._media_type)
-        async with self._client.stream(request) as response:
+        async with self._route.stream(self._path, query=query, accept=self._media_type) as response:
             decoder = decoder_for(response.headers.get("content-type", ""))
             async for data in response.aiter_bytes():
                 for frame in decoder.feed(data):

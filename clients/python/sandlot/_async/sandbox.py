@@ -1,19 +1,40 @@
 """A sandbox: made, used, ended."""
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing, suppress
+from datetime import datetime
 from typing import Any, Final, cast
 
+from sandlot._access import NodeAccess
 from sandlot._async.client import AsyncClient
-from sandlot._async.process import AsyncProcess
-from sandlot._clock import async_shield
-from sandlot._commands import Default, command_body, encode_input, segment
+from sandlot._async.connection import AsyncConnection
+from sandlot._async.files import AsyncFiles
+from sandlot._async.process import AsyncProcess, AsyncRun
+from sandlot._async.route import AsyncRoute
+from sandlot._clock import async_shield, async_sleep
+from sandlot._commands import Default, Relay, asked, command_body, encode_input, iso, segment
 from sandlot._requests import Request
-from sandlot.errors import NotFoundError, SandboxEndedError, sandbox_ended
-from sandlot.ids import new_idempotency_key
-from sandlot.models import ProcessInfo, Resources, RunResult, SandboxInfo, as_object
+from sandlot.descriptions import LogLine, Port, Sample
+from sandlot.errors import (
+    NotFoundError,
+    PortNotListeningError,
+    ProcessEndedError,
+    SandboxEndedError,
+    SandboxNotFoundError,
+    StdinClosedError,
+    UnreachableError,
+    sandbox_ended,
+)
+from sandlot.ids import is_sandbox_id, new_idempotency_key
+from sandlot.models import SETTLED_STATES, ProcessInfo, Resources, RunResult, SandboxInfo, as_object, as_objects, text
+from sandlot.retries import Patience
 
 _CREATE_WAIT_SECONDS: Final = 60
 _STOP_WAIT_SECONDS: Final = 30
+_LONGEST_WAIT_SECONDS: Final = 60
+_RUN_TIMEOUT_SECONDS: Final = 300
+"""What a run has unless told; a process of its own has none."""
+_LARGEST_INPUT: Final = 4 * 1024 * 1024
 _MARGIN_SECONDS: Final = 30.0
 """How much longer than the wait asked for an answer may take to come."""
 
@@ -25,21 +46,37 @@ class AsyncSandbox:
     looked up with `get`.
     """
 
-    def __init__(self, client: AsyncClient, info: SandboxInfo, *, owns_sandbox: bool, owns_client: bool) -> None:
+    def __init__(
+        self,
+        client: AsyncClient,
+        info: SandboxInfo,
+        *,
+        owns_sandbox: bool,
+        owns_client: bool,
+        access: NodeAccess | None = None,
+    ) -> None:
         self._client = client
         self._owns_sandbox = owns_sandbox
         self._owns_client = owns_client
-        self._path = f"/v1/sandboxes/{info.id}"
+        self._route = AsyncRoute(client, info.id, access)
+        self._path = self._route.path
         self.info = info
         """The sandbox as last described by the API."""
+        self.files = AsyncFiles(self._route)
+        """Its files, with the rights of its user."""
 
     @classmethod
     async def create(  # noqa: PLR0913 - one keyword for each field of the API
         cls,
-        image: str = "base",
+        image: str | None = None,
         *,
+        snapshot: str | None = None,
         name: str | None = None,
+        if_exists: str | None = None,
+        entrypoint: Sequence[str] | None = None,
+        use_image_entrypoint: bool | None = None,
         env: Mapping[str, str] | None = None,
+        secret_env: Mapping[str, str] | None = None,
         metadata: Mapping[str, str] | None = None,
         user: str | None = None,
         cwd: str | None = None,
@@ -47,32 +84,48 @@ class AsyncSandbox:
         timeout_seconds: int | Default | None = Default.OF_SERVER,
         idle_timeout_seconds: int | None = None,
         idle_ignores_processes: bool | None = None,
+        on_timeout: str | None = None,
+        on_idle: str | None = None,
+        auto_resume: bool | None = None,
+        paused_retention_seconds: int | Default | None = Default.OF_SERVER,
         egress: str | Mapping[str, Any] | None = None,
+        tunnels: Sequence[Mapping[str, Any]] | None = None,
         wait: bool = True,
         client: AsyncClient | None = None,
     ) -> "AsyncSandbox":
         """Make a sandbox and wait until it runs, or only until it is promised if `wait` is False.
 
         What is left out is the server's default; `timeout_seconds=None` asks for no limit. `egress` is a mode such as
-        `"blocked"` or `"open"`, or a whole policy. A retry never makes a second one. Raises SandboxEndedError if it
-        ended before it ran, and ApiError if it was refused.
+        `"blocked"` or `"open"`, or a whole policy. With a `name` and `if_exists="return"` a live sandbox of that name
+        is taken instead, and not ended with the block. A retry never makes a second one. Raises SandboxEndedError if
+        it ended before it ran, and ApiError if it was refused.
         """
         given: dict[str, Any] = {
+            "snapshot": snapshot,
             "name": name,
+            "if_exists": if_exists,
+            "entrypoint": list(entrypoint) if entrypoint else None,
+            "use_image_entrypoint": use_image_entrypoint,
             "env": dict(env) if env else None,
+            "secret_env": dict(secret_env) if secret_env else None,
             "metadata": dict(metadata) if metadata else None,
             "user": user,
             "cwd": cwd,
             "resources": resources.to_json() if resources else None,
             "idle_timeout_seconds": idle_timeout_seconds,
             "idle_ignores_processes": idle_ignores_processes,
+            "on_timeout": on_timeout,
+            "on_idle": on_idle,
+            "auto_resume": auto_resume,
             "egress": {"mode": egress} if isinstance(egress, str) else egress,
+            "tunnels": list(tunnels) if tunnels else None,
         }
         wait_seconds = _CREATE_WAIT_SECONDS if wait else 0
         body = {key: value for key, value in given.items() if value is not None}
-        body |= {"image": image, "wait_seconds": wait_seconds}
-        if timeout_seconds is not Default.OF_SERVER:
-            body["timeout_seconds"] = timeout_seconds
+        body |= {"wait_seconds": wait_seconds}
+        if snapshot is None:
+            body["image"] = image or "base"
+        body |= asked("timeout_seconds", timeout_seconds) | asked("paused_retention_seconds", paused_retention_seconds)
         request = Request(
             "POST",
             "/v1/sandboxes",
@@ -83,12 +136,14 @@ class AsyncSandbox:
         owned = client is None
         client = client or AsyncClient()
         try:
-            info = SandboxInfo.parse(await client.call(request))
+            answer, is_new = await client.create(request)
+            info = SandboxInfo.parse(answer)
         except BaseException:
             if owned:
                 await client.aclose()
             raise
-        sandbox = cls(client, info, owns_sandbox=True, owns_client=owned)
+        access = NodeAccess.parse(answer, client.settings.url)
+        sandbox = cls(client, info, owns_sandbox=is_new, owns_client=owned, access=access)
         if wait:
             try:
                 await sandbox.wait_until_running()
@@ -97,6 +152,19 @@ class AsyncSandbox:
                 await sandbox.aclose()
                 raise
         return sandbox
+
+    @classmethod
+    async def connect(cls, name: str, *, client: AsyncClient | None = None) -> "AsyncSandbox":
+        """Look up a live sandbox by its name, or any by its id. Raises SandboxNotFoundError."""
+        if is_sandbox_id(name):
+            return await cls.get(name, client=client)
+        async with aclosing(cls.list(name=name, client=client)) as found:
+            async for info in found:
+                return await cls.get(info.id, client=client)
+        problem = {"code": "sandbox_not_found", "detail": f"no live sandbox is named {name!r}"}
+        raise SandboxNotFoundError(
+            404, problem | {"hint": f"One that has ended goes by its id: `sandlot ps --all --filter name={name}`."}
+        )
 
     @classmethod
     async def get(cls, sandbox_id: str, *, client: AsyncClient | None = None) -> "AsyncSandbox":
@@ -116,6 +184,7 @@ class AsyncSandbox:
         cls,
         *,
         state: Sequence[str] = (),
+        name: str | None = None,
         metadata: Mapping[str, str] | None = None,
         client: AsyncClient | None = None,
     ) -> AsyncGenerator[SandboxInfo, None]:
@@ -125,6 +194,8 @@ class AsyncSandbox:
         query: dict[str, Any] = {f"metadata.{key}": value for key, value in (metadata or {}).items()}
         if state:
             query["state"] = [*state]
+        if name is not None:
+            query["name"] = name
         try:
             while True:
                 page = as_object(await client.call(Request("GET", "/v1/sandboxes", query=query)))
@@ -200,6 +271,31 @@ class AsyncSandbox:
         )
         return self._describe(await self._client.call(request))
 
+    async def patch(self, *, if_match: int | None = None, **fields: Any) -> SandboxInfo:
+        """Change `name`, `metadata`, `timeout_seconds` (from now, also to less), `idle_timeout_seconds` and the like.
+
+        A merge patch: what is not named stays; None removes; a key of `metadata` that is None goes. `if_match` is
+        the generation it must still have.
+        """
+        request = Request(
+            "PATCH",
+            self._path,
+            body=fields,
+            more_headers={} if if_match is None else {"If-Match": f'"{if_match}"'},
+        )
+        return self._describe(await self._client.call(request))
+
+    async def wait(self, *states: str) -> SandboxInfo:
+        """Wait until it is in one of `states`, or settled if none is named, however long that takes."""
+        query: dict[str, Any] = {"wait_seconds": _CREATE_WAIT_SECONDS}
+        if states:
+            query["wait_for"] = ",".join(states)
+        request = Request("GET", self._path, query=query, silence_seconds=_CREATE_WAIT_SECONDS + _MARGIN_SECONDS)
+        while True:
+            info = self._describe(await self._client.call(request))
+            if info.state in (states or SETTLED_STATES) or info.has_ended:
+                return info
+
     async def run(  # noqa: PLR0913 - one keyword for each field of the API
         self,
         command: str | Sequence[str],
@@ -211,70 +307,171 @@ class AsyncSandbox:
         timeout_seconds: float | Default | None = Default.OF_SERVER,
         wait_seconds: float | None = None,
         max_output_bytes: int | None = None,
+        keep: str | None = None,
+        on_stdout: Callable[[str], object] | None = None,
+        on_stderr: Callable[[str], object] | None = None,
         check: bool = False,
-    ) -> RunResult:
+    ) -> AsyncRun:
         """Run a command to its end and return its output and exit code.
 
         A string is given to the sandbox's shell, a sequence is run as it is. A command that fails, is not found or
         runs out of time is a result, not an error, unless `check` asks for ProcessFailedError. With `wait_seconds` a
-        result that is still `running` may come, for `process` to go on with.
+        result that is still `running` may come, whose `wait` goes on. `on_stdout` and `on_stderr` are called with
+        text as it comes, which survives broken connections.
         """
-        body = command_body(command, env=env, cwd=cwd, user=user)
-        body |= encode_input(input)
-        if timeout_seconds is not Default.OF_SERVER:
-            body["timeout_seconds"] = timeout_seconds
-        if wait_seconds is not None:
-            body["wait_seconds"] = wait_seconds
-        if max_output_bytes is not None:
-            body["max_output_bytes"] = max_output_bytes
-        result = RunResult.parse(await self._client.call(Request("POST", self._path + "/run", body=body)))
-        return result.check() if check else result
+        is_streamed = on_stdout is not None or on_stderr is not None
+        body = command_body(command, env=env, cwd=cwd, user=user) | asked("timeout_seconds", timeout_seconds)
+        is_large = input is not None and len(input) > _LARGEST_INPUT
+        limits: dict[str, Any] = {"max_output_bytes": max_output_bytes, "keep": keep}
+        if is_large:
+            process = await self._start_with(body, input or b"")
+            result = await process.result(wait_seconds=0, **limits)
+        else:
+            given = limits | {"wait_seconds": 0 if is_streamed else wait_seconds}
+            body |= encode_input(input) | {name: value for name, value in given.items() if value is not None}
+            result = RunResult.parse(await self._route.call("POST", "/run", body=body))
+            process = AsyncProcess(self._route, ProcessInfo.of_result(result))
+        if is_streamed:
+            await self._relay(process, on_stdout, on_stderr, wait_seconds)
+            result = await process.result(**limits)
+        elif is_large:
+            result = await process.wait(timeout_seconds=wait_seconds, **limits)
+        if check:
+            result.check()
+        return AsyncRun(**vars(result), process=process)
 
-    async def start(
+    async def start(  # noqa: PLR0913 - one keyword for each field of the API
         self,
         command: str | Sequence[str],
         *,
         stdin: bool = False,
+        tty: tuple[int, int] | None = None,
         env: Mapping[str, str] | None = None,
         cwd: str | None = None,
         user: str | None = None,
         timeout_seconds: float | None = None,
+        merge_stderr: bool = False,
         tag: str | None = None,
         process_id: str | None = None,
+        output: Mapping[str, Any] | None = None,
     ) -> AsyncProcess:
-        """Start a command and return at once; `output`, `write_stdin`, `wait` of the process do the rest.
+        """Start a command and return at once; `output`, `write_stdin`, `attach`, `wait` of the process do the rest.
 
-        With a `process_id` of your own (see `sandlot.ids`) a second call joins the process instead of starting it.
+        `tty` gives it a terminal of so many rows and columns, which implies input. `output` is how its output is
+        kept: `{"mode": "block"}` makes it wait for its readers. With a `process_id` of your own (see `sandlot.ids`) a
+        second call joins the process instead of starting it.
         """
         body = command_body(command, env=env, cwd=cwd, user=user, process_id=process_id)
-        body["stdin"] = stdin
-        if timeout_seconds is not None:
-            body["timeout_seconds"] = timeout_seconds
-        if tag is not None:
-            body["tag"] = tag
-        info = ProcessInfo.parse(await self._client.call(Request("POST", self._path + "/processes", body=body)))
-        return AsyncProcess(self._client, self.id, info)
+        if tty is None:
+            body["stdin"] = stdin
+        given: dict[str, Any] = {
+            "tty": None if tty is None else {"rows": tty[0], "cols": tty[1]},
+            "timeout_seconds": timeout_seconds,
+            "merge_stderr": merge_stderr or None,
+            "tag": tag,
+            "output": None if output is None else dict(output),
+        }
+        body |= {name: value for name, value in given.items() if value is not None}
+        info = ProcessInfo.parse(await self._route.call("POST", "/processes", body=body))
+        return AsyncProcess(self._route, info)
 
     async def process(self, process_id: str) -> AsyncProcess:
         """Look up a process by id, running or ended. Raises ProcessNotFoundError."""
-        path = f"{self._path}/processes/{segment(process_id)}"
-        return AsyncProcess(self._client, self.id, ProcessInfo.parse(await self._client.call(Request("GET", path))))
+        info = ProcessInfo.parse(await self._route.call("GET", f"/processes/{segment(process_id)}"))
+        return AsyncProcess(self._route, info)
 
     async def processes(self, *, state: str | None = None, tag: str | None = None) -> "list[AsyncProcess]":
         """Return its processes, running and ended, unless `state` or `tag` say which."""
-        query: dict[str, Any] = {}
-        if state is not None:
-            query["state"] = state
-        if tag is not None:
-            query["tag"] = tag
-        found: list[AsyncProcess] = []
+        given = {"state": state, "tag": tag}
+        query = {name: value for name, value in given.items() if value is not None}
+        async with aclosing(self._route.pages("/processes", query)) as items:
+            return [AsyncProcess(self._route, ProcessInfo.parse(item)) async for item in items]
+
+    async def ports(self, port: int | None = None, *, wait_seconds: float = 0) -> "list[Port]":
+        """Return the ports on which something listens inside; with `port` that one, after at most so long a wait."""
+        query: dict[str, Any] = {} if port is None else {"port": port, "wait_seconds": wait_seconds}
+        answer = as_object(
+            await self._route.call("GET", "/ports", query=query, silence_seconds=wait_seconds + _MARGIN_SECONDS)
+        )
+        return [Port.parse(item) for item in as_objects(answer.get("items"))]
+
+    async def wait_for_port(self, port: int, *, timeout_seconds: float = 60) -> Port:
+        """Wait until something listens on `port`. PortNotListeningError when nothing does after the time-out."""
+        clock = self._client.retries.clock
+        end = clock() + timeout_seconds
         while True:
-            page = as_object(await self._client.call(Request("GET", self._path + "/processes", query=query)))
-            items = cast("list[Any]", page.get("items") or [])
-            found += [AsyncProcess(self._client, self.id, ProcessInfo.parse(item)) for item in items]
-            if not page.get("next_cursor"):
-                return found
-            query["cursor"] = page["next_cursor"]
+            left = max(0.0, end - clock())
+            found = await self.ports(port, wait_seconds=round(min(left, _LONGEST_WAIT_SECONDS), 3))
+            if found:
+                return found[0]
+            if clock() >= end:
+                detail = f"nothing listens on port {port} after {timeout_seconds:g} s"
+                raise PortNotListeningError(502, {"code": "port_not_listening", "detail": detail, "port": port})
+
+    async def dial(self, port: int) -> AsyncConnection:
+        """Connect to a port on the sandbox's loopback: bytes both ways, through no tunnel that others could use."""
+        return await AsyncConnection.open(self._route, port)
+
+    async def logs(
+        self, *, after: str | None = None, process_id: str | None = None, follow: bool = False
+    ) -> AsyncGenerator[LogLine, None]:
+        """Yield what its processes wrote, also after its end, for as long as logs are kept.
+
+        With `follow` it goes on until the sandbox ends; a broken stream is opened again where it broke.
+        """
+        query: dict[str, Any] = {"follow": True} if follow else {}
+        query |= {} if process_id is None else {"process_id": process_id}
+        patience = Patience(self._client.retries)
+        while True:
+            try:
+                async with aclosing(self._route.lines("/logs", query | ({"after": after} if after else {}))) as lines:
+                    async for raw in lines:
+                        patience.progress()
+                        after = text(raw, "cursor") or after
+                        if raw.get("kind") not in {"keepalive", "end"}:
+                            yield LogLine.parse(raw)
+                return  # noqa: TRY300 - the way out of the loop
+            except UnreachableError as error:
+                # Without a cursor nobody knows where it broke, and starting over would tell things twice.
+                delay = patience.next_delay(error, repeatable=after is not None or not patience.has_progressed)
+                if delay is None:
+                    raise
+            await async_sleep(delay)
+
+    async def metrics(
+        self, *, start: datetime | None = None, end: datetime | None = None, step_seconds: int | None = None
+    ) -> "list[Sample]":
+        """Return what it used, a sample each `step_seconds`; of the last five minutes unless asked."""
+        given = {"start": iso(start), "end": iso(end), "step_seconds": step_seconds}
+        query = {name: value for name, value in given.items() if value is not None}
+        async with aclosing(self._route.pages("/metrics", query)) as items:
+            return [Sample.parse(item) async for item in items]
+
+    async def _start_with(self, body: dict[str, Any], data: str | bytes) -> AsyncProcess:
+        """Start a run whose input does not fit into a request, and write that."""
+        body = {"timeout_seconds": _RUN_TIMEOUT_SECONDS} | body | {"stdin": True}
+        process = AsyncProcess(self._route, ProcessInfo.parse(await self._route.call("POST", "/processes", body=body)))
+        with suppress(StdinClosedError, ProcessEndedError):  # it wanted no more of it
+            await process.write_stdin(data, close=True)
+        return process
+
+    async def _relay(
+        self,
+        process: AsyncProcess,
+        on_stdout: Callable[[str], object] | None,
+        on_stderr: Callable[[str], object] | None,
+        wait_seconds: float | None,
+    ) -> None:
+        """Pass output on until the end, or for so long."""
+        relay = Relay(on_stdout, on_stderr)
+        clock = self._client.retries.clock
+        end = None if wait_seconds is None else clock() + wait_seconds
+        async with process.output() as output:
+            async for frame in output:
+                relay.take(frame)
+                if end is not None and clock() >= end:
+                    break
+        relay.finish()
 
     def _describe(self, answer: object) -> SandboxInfo:
         self.info = SandboxInfo.parse(answer)

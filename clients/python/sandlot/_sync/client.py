@@ -4,18 +4,27 @@
 Knows nothing of sandboxes; `sandbox` and `process` build their calls on it.
 """
 
+import time
 from collections.abc import Generator
-from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from contextlib import contextmanager
+from typing import Any, Final
 
 import httpx
 
 from sandlot import settings
+from sandlot._access import NodeAccess, Target
 from sandlot._clock import sleep
-from sandlot._requests import Request, error_from, is_success, json_from
+from sandlot._messages import Handshake, Messages
+from sandlot._requests import Request, connect_hint, error_from, innermost, is_success, json_from
+from sandlot._sync.websocket import WebSocket
 from sandlot._version import __version__
-from sandlot.errors import ApiError, UnreachableError
+from sandlot.errors import ApiError, NotFoundError, ProtocolError, SandlotError, UnreachableError
+from sandlot.ids import new_idempotency_key
+from sandlot.models import as_object
 from sandlot.retries import Patience, RetryPolicy
+
+_SWITCHING_PROTOCOLS: Final = 101
+_CREATED: Final = 201
 
 
 class Client:
@@ -38,10 +47,6 @@ class Client:
         self._own_http = http is None
         # Every stream holds a connection, so a limit on connections would be a limit on processes.
         self._http = http or httpx.Client(limits=httpx.Limits(max_connections=None, max_keepalive_connections=20))
-        self._headers = {
-            "Authorization": f"Bearer {self.settings.api_key}",
-            "User-Agent": f"sandlot-python/{__version__}",
-        }
 
     def __enter__(self) -> "Client":
         return self
@@ -58,42 +63,119 @@ class Client:
         """Return who the key belongs to, and the limits of this server."""
         return self.call(Request("GET", "/v1/me"))
 
-    def call(self, request: Request) -> Any:
+    def call(self, request: Request, access: NodeAccess | None = None) -> Any:
         """Return the JSON of a successful answer, None if it has no body.
 
-        Raises ApiError when the API says no, UnreachableError when no whole answer came, ProtocolError when the
-        answer is not of a Sandlot API; each only after what was safe to try again has been.
+        With `access` the sandbox's node is asked first, the api when that fails. Raises ApiError when the API says no,
+        UnreachableError when no whole answer came, ProtocolError when the answer is not of a Sandlot API; each only
+        after what was safe to try again has been.
         """
+        answer, _ = self._call(request, access)
+        return answer
+
+    def _call(self, request: Request, access: NodeAccess | None) -> tuple[Any, bool]:
         patience = Patience(self.retries)
+        lost = False
         while True:
+            node = self._node(access)
             try:
-                return self._attempt(request)
+                return self._attempt(request, node, patience.left_seconds())
             except (ApiError, UnreachableError) as error:
+                sent = isinstance(error, UnreachableError) and error.sent
+                if lost and request.absence_is_success and isinstance(error, NotFoundError):
+                    return None, False
+                lost = lost or sent
+                if self._goes_round(node, access, error) and (request.repeatable or not sent):
+                    continue
                 delay = patience.next_delay(error, repeatable=request.repeatable)
                 if delay is None:
                     raise
             sleep(delay)
 
+    def create(self, request: Request) -> tuple[Any, bool]:
+        """Do the same for a call that makes something, and tell whether it was made, not found."""
+        return self._call(request, None)
+
     @contextmanager
-    def stream(self, request: Request) -> Generator[httpx.Response, None]:
+    def stream(self, request: Request, access: NodeAccess | None = None) -> Generator[httpx.Response, None]:
         """Open a streamed answer, once: who reads it knows from where to go on.
 
         Raises ApiError, or UnreachableError also while the answer is read inside the block.
         """
+        while True:
+            node = self._node(access)
+            given = False
+            try:
+                with self._open(request, node) as response:
+                    if not is_success(response.status_code):
+                        body = response.read()
+                        raise error_from(response.status_code, response.headers, body)
+                    given = True
+                    yield response
+                    return
+            except httpx.TransportError as broken:
+                error = _unreachable(broken, alive=False)
+                if not self._goes_round(node, access, error) or given:
+                    raise error from broken
+            except ApiError as refused:
+                if given or not self._goes_round(node, access, refused):
+                    raise
+
+    def socket(self, request: Request, subprotocol: str, access: NodeAccess | None = None) -> WebSocket:
+        """Open a WebSocket, once. Raises ApiError when it is refused, UnreachableError when nobody answers."""
+        while True:
+            node = self._node(access)
+            try:
+                return self._upgrade(request, Handshake(subprotocol), node)
+            except (ApiError, UnreachableError) as error:
+                if not self._goes_round(node, access, error):
+                    raise
+
+    def _upgrade(self, request: Request, handshake: Handshake, node: Target | None) -> WebSocket:
         try:
-            with self._open(request) as response:
-                if not is_success(response.status_code):
-                    body = response.read()
-                    raise error_from(response.status_code, response.headers, body)
-                yield response
+            response = self._http.send(self._build(request, node, handshake.headers()), stream=True)
+            try:
+                if response.status_code != _SWITCHING_PROTOCOLS:
+                    raise _no_socket(response, response.read())  # noqa: TRY301 - the response is closed below
+                handshake.check(response.headers)
+            except BaseException:
+                response.close()
+                raise
         except httpx.TransportError as error:
             raise _unreachable(error, alive=False) from error
+        return WebSocket(response, Messages())
 
-    def _attempt(self, request: Request) -> Any:
+    def _node(self, access: NodeAccess | None) -> Target | None:
+        """Return the node to ask directly, its token fresh; None to ask the api."""
+        now = time.time()
+        if access is None or not access.is_open(now):
+            return None
+        if access.needs_token(now):
+            request = Request(
+                "POST",
+                f"/v1/sandboxes/{access.sandbox_id}/tokens",
+                body={"scopes": access.scopes},
+                idempotency_key=new_idempotency_key(),
+            )
+            try:
+                access.renew(as_object(self.call(request)))
+            except (ApiError, ProtocolError):
+                access.close()
+            except UnreachableError:
+                return None
+            if not access.is_open(now):
+                return None
+        return access.target
+
+    def _goes_round(self, node: Target | None, access: NodeAccess | None, error: SandlotError) -> bool:
+        """Tell whether the node failed us in a way that the api does not share."""
+        return node is not None and access is not None and access.turns_back(error, time.time())
+
+    def _attempt(self, request: Request, node: Target | None, left_seconds: float | None) -> tuple[Any, bool]:
         alive = False
         parts: list[bytes] = []
         try:
-            with self._open(request) as response:
+            with self._open(request, node, left_seconds) as response:
                 for part in response.iter_bytes():
                     parts.append(part)
                     # A server at work on a long answer sends a space now and then before the body.
@@ -103,25 +185,42 @@ class Client:
         body = b"".join(parts)
         if not is_success(response.status_code):
             raise error_from(response.status_code, response.headers, body)
-        return json_from(body)
+        return json_from(body), response.status_code == _CREATED
 
-    def _open(self, request: Request) -> AbstractContextManager[httpx.Response]:
-        return self._http.stream(
+    @contextmanager
+    def _open(
+        self, request: Request, node: Target | None, left_seconds: float | None = None
+    ) -> Generator[httpx.Response, None]:
+        response = self._http.send(self._build(request, node, {}, left_seconds), stream=True)
+        try:
+            yield response
+        finally:
+            response.close()
+
+    def _build(
+        self, request: Request, node: Target | None, headers: dict[str, str], left_seconds: float | None = None
+    ) -> httpx.Request:
+        target = node or Target(self.settings.url, self.settings.api_key)
+        own = {"Authorization": f"Bearer {target.token}", "User-Agent": f"sandlot-python/{__version__}"}
+        return self._http.build_request(
             request.method,
-            self.settings.url + request.path,
+            target.url + request.path,
             params=request.query,
-            headers=self._headers | request.headers(),
+            headers=own | request.headers() | headers,
             content=request.payload(),
-            timeout=request.timeout(),
-            follow_redirects=False,
+            timeout=request.timeout(left_seconds),
         )
+
+
+def _no_socket(response: httpx.Response, body: bytes) -> SandlotError:
+    if is_success(response.status_code):
+        return ProtocolError("the answer to a WebSocket handshake is not one", hint="Let the proxy pass WebSockets.")
+    return error_from(response.status_code, response.headers, body)
 
 
 def _unreachable(error: httpx.TransportError, *, alive: bool) -> UnreachableError:
     sent = not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout)
-    what = str(error) or type(error).__name__
+    what = innermost(error)
     if not sent:
-        return UnreachableError(
-            f"cannot connect: {what}", sent=False, hint="Check SANDLOT_URL and that the server is up."
-        )
+        return UnreachableError(f"cannot connect: {what}", sent=False, hint=connect_hint(what))
     return UnreachableError(f"the connection broke: {what}", alive=alive)

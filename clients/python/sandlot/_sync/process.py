@@ -3,11 +3,15 @@
 
 from collections.abc import Generator, Iterator
 from contextlib import closing
+from dataclasses import dataclass, field
+from signal import Signals
 from typing import Any, Final
 
 from sandlot._clock import sleep
-from sandlot._requests import KEEPALIVE_SECONDS, Request
-from sandlot._sync.client import Client
+from sandlot._commands import segment
+from sandlot._requests import KEEPALIVE_SECONDS
+from sandlot._sync.attachment import Attachment
+from sandlot._sync.route import Route
 from sandlot.errors import ApiError, ProtocolError, UnreachableError
 from sandlot.frames import FRAMES, decoder_for
 from sandlot.ids import new_idempotency_key
@@ -21,11 +25,11 @@ _WAIT_SECONDS: Final = 60
 class Process:
     """A command started in a sandbox. It lives on when this object is dropped."""
 
-    def __init__(self, client: Client, sandbox_id: str, info: ProcessInfo) -> None:
-        self._client = client
-        self._path = f"/v1/sandboxes/{sandbox_id}/processes/{info.id}"
+    def __init__(self, route: Route, info: ProcessInfo) -> None:
+        self._route = route
+        self._path = f"/processes/{segment(info.id)}"
         self._stdin_offset = info.stdin_offset
-        self.sandbox_id = sandbox_id
+        self.sandbox_id = route.sandbox_id
         self.info = info
         """The process as last described by the API."""
 
@@ -40,7 +44,7 @@ class Process:
 
     def refresh(self) -> ProcessInfo:
         """Ask for the present description, and return it."""
-        self.info = ProcessInfo.parse(self._client.call(Request("GET", self._path)))
+        self.info = ProcessInfo.parse(self._route.call("GET", self._path))
         return self.info
 
     def output(
@@ -53,8 +57,16 @@ class Process:
         ends at the present end.
         """
         return Output(
-            self._client, self._path + "/output", after, tail_bytes=tail_bytes, follow=follow, media_type=media_type
+            self._route, self._path + "/output", after, tail_bytes=tail_bytes, follow=follow, media_type=media_type
         )
+
+    def attach(self, after: int = 0, *, tail_bytes: int | None = None) -> "Attachment":
+        """Return a connection to all its streams at once: output from `after`, input, size and signals.
+
+        Nothing is opened before the first step. It connects again by itself after a break, and neither output nor
+        input is lost or doubled by that. Leaving its `with` block detaches and ends nothing.
+        """
+        return Attachment(self._route, self._path + "/attach", after, tail_bytes=tail_bytes)
 
     def write_stdin(self, data: bytes | str, *, close: bool = False) -> int:
         """Write all of `data` to standard input, as text in UTF-8, and return how much was written since the start.
@@ -78,7 +90,7 @@ class Process:
         query: dict[str, Any] = {"offset": self._stdin_offset}
         if close:
             query["close"] = True
-        answer = self._client.call(Request("POST", self._path + "/stdin", query=query, content=piece))
+        answer = self._route.call("POST", self._path + "/stdin", query=query, content=piece)
         offset = answer.get("offset") if isinstance(answer, dict) else None  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType] - JSON
         if not isinstance(offset, int) or not self._stdin_offset <= offset <= self._stdin_offset + len(piece):
             raise ProtocolError(f"the answer to input is no offset of it: {answer!r}")
@@ -86,18 +98,17 @@ class Process:
         self._stdin_offset = offset
         return accepted
 
-    def signal(self, signal: str, *, scope: str = "tree") -> None:
+    def signal(self, signal: str | Signals, *, scope: str = "tree") -> None:
         """Send a signal such as `SIGINT`, to the process and all its children unless `scope` is `process`.
 
         Raises ProcessEndedError when it has ended already.
         """
-        request = Request(
-            "POST",
-            self._path + "/signal",
-            body={"signal": signal, "scope": scope},
-            idempotency_key=new_idempotency_key(),
-        )
-        self._client.call(request)
+        body = {"signal": signal.name if isinstance(signal, Signals) else signal, "scope": scope}
+        self._route.call("POST", self._path + "/signal", body=body, idempotency_key=new_idempotency_key())
+
+    def resize(self, rows: int, cols: int) -> None:
+        """Give its terminal another size. ConflictError if it has none."""
+        self._route.call("POST", self._path + "/resize", body={"rows": rows, "cols": cols})
 
     def result(
         self, *, wait_seconds: float = 0, max_output_bytes: int | None = None, keep: str | None = None
@@ -108,14 +119,38 @@ class Process:
             query["max_output_bytes"] = max_output_bytes
         if keep is not None:
             query["keep"] = keep
-        return RunResult.parse(self._client.call(Request("GET", self._path + "/result", query=query)))
+        return RunResult.parse(self._route.call("GET", self._path + "/result", query=query))
 
-    def wait(self, *, max_output_bytes: int | None = None) -> RunResult:
-        """Wait for its end, however long that takes, and return what it did."""
+    def wait(
+        self, *, timeout_seconds: float | None = None, max_output_bytes: int | None = None, keep: str | None = None
+    ) -> RunResult:
+        """Wait for its end, however long that takes, and return what it did.
+
+        With `timeout_seconds` the result after that time may still be `running`. Waiting ends nothing.
+        """
+        clock = self._route.client.retries.clock
+        end = None if timeout_seconds is None else clock() + timeout_seconds
         while True:
-            result = self.result(wait_seconds=_WAIT_SECONDS, max_output_bytes=max_output_bytes)
-            if not result.running:
+            left = _WAIT_SECONDS if end is None else max(0.0, min(_WAIT_SECONDS, end - clock()))
+            result = self.result(wait_seconds=round(left, 3), max_output_bytes=max_output_bytes, keep=keep)
+            if not result.running or (end is not None and clock() >= end):
                 return result
+
+
+@dataclass(frozen=True)
+class Run(RunResult):
+    """What a command did, or has done so far, with the process that did it."""
+
+    process: Process = field(repr=False, compare=False)
+
+    def wait(self, *, max_output_bytes: int | None = None) -> "Run":
+        """Wait for the end of one that is still `running`, and return what it did; else itself.
+
+        Like a run that is repeated, so it never starts anything.
+        """
+        if not self.running:
+            return self
+        return Run(**vars(self.process.wait(max_output_bytes=max_output_bytes)), process=self.process)
 
 
 class Output:
@@ -125,9 +160,9 @@ class Output:
     """
 
     def __init__(
-        self, client: Client, path: str, after: int, *, tail_bytes: int | None, follow: bool, media_type: str
+        self, route: Route, path: str, after: int, *, tail_bytes: int | None, follow: bool, media_type: str
     ) -> None:
-        self._client = client
+        self._route = route
         self._path = path
         self._tail_bytes = tail_bytes
         self._follow = follow
@@ -154,7 +189,7 @@ class Output:
         return self._frames
 
     def _read(self) -> Generator[Frame, None]:
-        patience = Patience(self._client.retries)
+        patience = Patience(self._route.client.retries)
         error: ApiError | UnreachableError
         while True:
             try:
@@ -180,8 +215,7 @@ class Output:
             query["after"] = self.position
         else:
             query["tail_bytes"] = self._tail_bytes
-        request = Request("GET", self._path, query=query, accept=self._media_type)
-        with self._client.stream(request) as response:
+        with self._route.stream(self._path, query=query, accept=self._media_type) as response:
             decoder = decoder_for(response.headers.get("content-type", ""))
             for data in response.iter_bytes():
                 for frame in decoder.feed(data):

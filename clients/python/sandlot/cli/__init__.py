@@ -1,11 +1,5 @@
-"""The `sandlot` command: run, create, ps, exec, rm."""
+"""The `sandlot` command."""
 
-from sandlot.cli.app import app
-
-
-def main() -> None:
-    """Run the command line and leave with its exit code."""
-    app()
-
+from sandlot.cli.app import app, main
 
 __all__ = ["app", "main"]

@@ -3,9 +3,9 @@
 import os
 import signal
 import stat
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from typing import Final
 
 import anyio
@@ -13,17 +13,16 @@ from anyio import CancelScope
 from anyio.abc import TaskGroup
 
 from sandlot._async.client import AsyncClient
-from sandlot._async.process import AsyncOutput, AsyncProcess
+from sandlot._async.process import AsyncProcess
 from sandlot._async.sandbox import AsyncSandbox
-from sandlot.cli import show
-from sandlot.errors import NotFoundError, ProcessEndedError, SandboxEndedError, SandlotError, StdinClosedError
+from sandlot.cli import show, terminal
+from sandlot.cli.work import EXIT_INTERRUPTED, EXIT_PIPE, stop_writing
+from sandlot.errors import ProcessEndedError, ProcessNotFoundError, SandboxEndedError, SandlotError, StdinClosedError
 from sandlot.models import Frame, ProcessExit
 
 _READ_BYTES: Final = 65_536
 _PIPE_BUF: Final = 4096
 """A pipe that is ready for writing takes this much without blocking."""
-_EXIT_INTERRUPTED: Final = 128 + signal.SIGINT
-_EXIT_PIPE: Final = 128 + signal.SIGPIPE
 _ESCALATION: Final = ("SIGINT", "SIGTERM", "SIGKILL")
 
 
@@ -36,6 +35,8 @@ class Command:
     user: str | None
     cwd: str | None
     as_json: bool
+    with_tty: bool = False
+    detach_keys: bytes = b""
 
 
 async def run_in_new(
@@ -49,40 +50,63 @@ async def run_in_new(
         with control.patiently():
             sandbox = await create(client)
         if sandbox is None:
-            return _EXIT_INTERRUPTED
-        async with sandbox:
-            return await _run(sandbox, command, control)
+            return EXIT_INTERRUPTED
+        try:
+            code = await _run(sandbox, command, control)
+        except _DetachedError:
+            await client.aclose()
+            return 0
+        except BaseException:
+            await sandbox.aclose()
+            raise
+        await sandbox.aclose()
+        return code
 
     return await _controlled(work)
 
 
-async def run_in_present(client: AsyncClient, sandbox_id: str, command: Command) -> int:
+async def run_in_present(client: AsyncClient, name: str, command: Command) -> int:
     """Run in a sandbox that is there already, and return the exit code."""
 
     async def work(control: "_Control") -> int:
-        return await _run(await AsyncSandbox.get(sandbox_id, client=client), command, control)
+        try:
+            return await _run(await AsyncSandbox.connect(name, client=client), command, control)
+        except _DetachedError:
+            return 0
 
     return await _controlled(work)
 
 
-async def stop_all(client: AsyncClient, sandbox_ids: Sequence[str], *, as_json: bool) -> bool:
-    """End sandboxes one after the other and tell whether all of them are gone."""
-    stopped: list[dict[str, object]] = []
-    well = True
-    for sandbox_id in sandbox_ids:
+async def join(client: AsyncClient, name: str, process_id: str | None, detach_keys: bytes) -> int:
+    """Join a process that runs already, and return its exit code; 0 when it was left."""
+
+    async def work(control: "_Control") -> int:
+        sandbox = await AsyncSandbox.connect(name, client=client)
+        process = await _chosen(sandbox, process_id)
         try:
-            sandbox = await AsyncSandbox.get(sandbox_id, client=client)
-            info = await sandbox.stop()
-        except (NotFoundError, SandboxEndedError) as error:
-            show.failure(error, as_json=as_json)
-            well = False
-            continue
-        stopped.append(show.without_access(info.raw))
-        if not as_json:
-            show.print_line(sandbox_id)
-    if as_json:
-        show.print_json(stopped)
-    return well
+            if process.info.tty and terminal.is_terminal():
+                return await _converse(sandbox, process, detach_keys)
+            control.attach(process)
+            return await _follow(sandbox, process)
+        except _DetachedError:
+            return 0
+
+    return await _controlled(work)
+
+
+async def _chosen(sandbox: AsyncSandbox, process_id: str | None) -> AsyncProcess:
+    if process_id is not None:
+        return await sandbox.process(process_id)
+    running = await sandbox.processes(state="running")
+    if not running:
+        problem = {"code": "process_not_found", "detail": f"no process runs in {sandbox.id}"}
+        raise ProcessNotFoundError(404, problem | {"hint": "Start one with `sandlot exec`."})
+    oldest = datetime.min.replace(tzinfo=timezone.utc)
+    return max(running, key=lambda one: one.info.started_at or oldest)
+
+
+class _DetachedError(Exception):
+    """The person left, the program goes on."""
 
 
 class _Control:
@@ -130,7 +154,7 @@ class _Control:
 
 async def _controlled(work: Callable[[_Control], Awaitable[int]]) -> int:
     """Do `work` while signals are passed on. Its own error comes out bare, not in a group."""
-    code = _EXIT_PIPE
+    code = EXIT_PIPE
     failure: SandlotError | None = None
     tasks = anyio.create_task_group()
     control = _Control(tasks)
@@ -142,8 +166,7 @@ async def _controlled(work: Callable[[_Control], Awaitable[int]]) -> int:
             except SandlotError as error:
                 failure = error
             except BrokenPipeError:
-                # Nobody reads our output any more; Python must not complain of that while it leaves.
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                stop_writing()
             tasks.cancel_scope.cancel()
     if control.exit_code is not None:
         return control.exit_code
@@ -153,9 +176,36 @@ async def _controlled(work: Callable[[_Control], Awaitable[int]]) -> int:
 
 
 async def _run(sandbox: AsyncSandbox, command: Command, control: _Control) -> int:
+    if command.with_tty:
+        return await _run_in_terminal(sandbox, command)
     takes_input = _has_input()
     process = await sandbox.start(command.argv, stdin=takes_input, env=command.env, user=command.user, cwd=command.cwd)
     control.attach(process)
+    return await _follow(sandbox, process, takes_input=takes_input, as_json=command.as_json)
+
+
+async def _run_in_terminal(sandbox: AsyncSandbox, command: Command) -> int:
+    process = await sandbox.start(
+        command.argv, tty=terminal.size(), env=command.env, user=command.user, cwd=command.cwd
+    )
+    return await _converse(sandbox, process, command.detach_keys)
+
+
+async def _converse(sandbox: AsyncSandbox, process: AsyncProcess, detach_keys: bytes) -> int:
+    attachment = process.attach()
+    conversation = terminal.Conversation(attachment, detach_keys)
+    await conversation.hold()
+    if conversation.is_detached:
+        show.note(f"detached; go on with: sandlot attach {sandbox.id} {process.id}")
+        raise _DetachedError
+    if conversation.exit_code is not None:
+        return conversation.exit_code
+    return await _explain(sandbox, attachment.exit)
+
+
+async def _follow(
+    sandbox: AsyncSandbox, process: AsyncProcess, *, takes_input: bool | None = None, as_json: bool = False
+) -> int:
     failure: SandlotError | BrokenPipeError | None = None
     code = 0
     async with anyio.create_task_group() as tasks:
@@ -168,10 +218,10 @@ async def _run(sandbox: AsyncSandbox, command: Command, control: _Control) -> in
                 failure = error
                 tasks.cancel_scope.cancel()
 
-        if takes_input:
+        if takes_input or (takes_input is None and _has_input() and not process.info.stdin_closed):
             tasks.start_soon(pump)
         try:
-            code = await (_collect if command.as_json else _stream)(sandbox, process)
+            code = await (_collect if as_json else _stream)(sandbox, process)
         except (SandlotError, BrokenPipeError) as error:
             failure = error
         tasks.cancel_scope.cancel()
@@ -183,14 +233,14 @@ async def _run(sandbox: AsyncSandbox, command: Command, control: _Control) -> in
 async def _collect(sandbox: AsyncSandbox, process: AsyncProcess) -> int:
     result = await process.wait()
     show.print_json({"sandbox_id": sandbox.id, **result.raw})
-    return result.exit_code if result.exit_code is not None else _EXIT_PIPE
+    return result.exit_code if result.exit_code is not None else EXIT_PIPE
 
 
 async def _stream(sandbox: AsyncSandbox, process: AsyncProcess) -> int:
     async with process.output() as output:
         async for frame in output:
             await _write(frame)
-        return await _explain(sandbox, output)
+        return await _explain(sandbox, output.exit)
 
 
 async def _write(frame: Frame) -> None:
@@ -200,9 +250,9 @@ async def _write(frame: Frame) -> None:
         await _write_all(2 if frame.kind == "stderr" else 1, frame.data)
 
 
-async def _explain(sandbox: AsyncSandbox, output: AsyncOutput) -> int:
+async def _explain(sandbox: AsyncSandbox, seen: ProcessExit | None) -> int:
     """Return the exit code, and say in words what a program's exit code cannot."""
-    ended = output.exit or ProcessExit(None, None, None, None, None, None)
+    ended = seen or ProcessExit(None, None, None, None, None, None)
     if ended.start_error is not None:
         show.note(ended.start_error.message)
     elif ended.reason == "sandbox_stopped":
@@ -210,7 +260,7 @@ async def _explain(sandbox: AsyncSandbox, output: AsyncOutput) -> int:
         show.note(f"the sandbox is {info.state}: {info.reason or 'no reason is known yet'}")
     elif ended.reason not in {"exited", "signaled", "killed"}:
         show.note(ended.message or f"the process ended: {ended.reason}")
-    return ended.exit_code if ended.exit_code is not None else _EXIT_PIPE
+    return ended.exit_code if ended.exit_code is not None else EXIT_PIPE
 
 
 async def _send_input(process: AsyncProcess) -> None:

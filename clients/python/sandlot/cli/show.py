@@ -2,9 +2,9 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, Final, cast
 
 from rich import box
 from rich.console import Console
@@ -13,6 +13,12 @@ from rich.table import Table
 
 from sandlot.errors import ApiError, SandlotError
 from sandlot.models import SandboxInfo
+
+_KIBI: Final = 1024
+_PIPE_COLUMNS: Final = 200
+_FIRST_BYTE, _LAST_BYTE = 0xDC80, 0xDCFF
+"""Where Python keeps the bytes of a name that are not text."""
+_UNBROKEN: Final = frozenset({"ID", "STATE", "SANDBOX"})
 
 
 def created(info: SandboxInfo, *, as_json: bool) -> None:
@@ -25,19 +31,60 @@ def sandboxes(items: Sequence[SandboxInfo], *, as_json: bool) -> None:
     if as_json:
         print_json([without_access(info.raw) for info in items])
         return
-    table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False)
-    for title in ("ID", "STATE", "REASON", "IMAGE", "NAME", "AGE"):
-        table.add_column(title, no_wrap=title in {"ID", "STATE"})
+    shown = table("ID", "STATE", "REASON", "IMAGE", "NAME", "AGE")
     now = datetime.now(timezone.utc)
     for info in items:
         cells = (info.id, info.state, info.reason or "", info.image or "", info.name or "", _age(info.created_at, now))
-        table.add_row(*(escape(cell) for cell in cells))
-    Console().print(table)
+        shown.add_row(*(escape(cell) for cell in cells))
+    console().print(shown)
 
 
-def print_json(value: Any) -> None:
-    """Print one JSON value on one line."""
-    print_line(json.dumps(value, ensure_ascii=False))
+def console() -> Console:
+    """Return what tables are printed on: as wide as they need to be where nobody looks."""
+    return Console() if sys.stdout.isatty() else Console(width=_PIPE_COLUMNS, color_system=None)
+
+
+def console_for_people() -> Console:
+    """Return what progress is shown on."""
+    return Console(stderr=True)
+
+
+def table(*titles: str) -> Table:
+    """Return an empty table."""
+    made = Table(box=box.SIMPLE, show_edge=False, pad_edge=False)
+    for title in titles:
+        made.add_column(title, no_wrap=title in _UNBROKEN)
+    return made
+
+
+def size(count: int | None) -> str:
+    """Return a number of bytes for people.
+
+    >>> size(500), size(52428800), size(None)
+    ('500B', '50.0MiB', '–')
+    """
+    if count is None:
+        return "–"
+    number = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if number < _KIBI:
+            return f"{number:.0f}{unit}" if unit == "B" else f"{number:.1f}{unit}"
+        number /= _KIBI
+    return f"{number:.1f}TiB"
+
+
+def plain(value: Any) -> dict[str, Any]:
+    """Return the fields of one of our dataclasses as JSON has them."""
+    return {
+        name: one.isoformat() if isinstance(one, datetime) else one
+        for name, one in cast("dict[str, Any]", vars(value)).items()
+        if name != "raw"
+    }
+
+
+def print_json(value: Any, *, indent: int | None = None) -> None:
+    """Print one JSON value, on one line unless it is for a person."""
+    print_line(json.dumps(value, ensure_ascii=False, indent=indent))
 
 
 def print_line(text: str) -> None:
@@ -45,9 +92,26 @@ def print_line(text: str) -> None:
     sys.stdout.flush()
 
 
+def printable(text: str) -> str:
+    r"""Return text as one line that steers no terminal: names and messages may come from inside a sandbox.
+
+    >>> printable("a\x1b[2Jb\n"), printable("grüße"), printable("\udcff")
+    ('a\\x1b[2Jb\\n', 'grüße', '\\xff')
+    """
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() else _escaped(one) for one in text)
+
+
+def _escaped(one: str) -> str:
+    if _FIRST_BYTE <= ord(one) <= _LAST_BYTE:
+        return f"\\x{ord(one) - 0xDC00:02x}"
+    return repr(one)[1:-1]
+
+
 def note(text: str) -> None:
     """Say something beside the output of the program."""
-    sys.stderr.write(f"sandlot: {text}\n")
+    sys.stderr.write(f"sandlot: {printable(text)}\n")
     sys.stderr.flush()
 
 
@@ -64,7 +128,7 @@ def failure(error: SandlotError, *, as_json: bool) -> None:
         note(f"request {error.request_id}")
 
 
-def without_access(raw: dict[str, Any]) -> dict[str, Any]:
+def without_access(raw: Mapping[str, Any]) -> dict[str, Any]:
     """Leave out the token of a create: what is printed ends up in logs."""
     return {key: value for key, value in raw.items() if key != "access"}
 

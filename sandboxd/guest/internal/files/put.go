@@ -1,4 +1,3 @@
-// Package files works on the sandbox's files with the rights of one of its users, never with the guest's own.
 package files
 
 import (
@@ -7,8 +6,7 @@ import (
 	"io"
 	"os"
 	"path"
-	"runtime"
-	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -17,85 +15,59 @@ import (
 )
 
 const (
-	maxPathBytes = 4096
-	maxNameBytes = 255
-	newFileMode  = 0o644
-	newDirMode   = 0o755
+	newFileMode = 0o644
+	newDirMode  = 0o755
+	copyBytes   = 256 * 1024
 )
 
-// as runs a function on a thread that holds exactly the user's rights. The thread is not used again: the runtime ends it
-// with its goroutine, because a locked goroutine that returns takes its thread along.
-func as(user identity.User, do func() error) error {
-	result := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
-		if err := become(user); err != nil {
-			result <- err
-			return
-		}
-		result <- do()
-	}()
-	return <-result
+// renaming is held from the last look at what is replaced to its replacement: of two conditional writes one wins.
+var renaming sync.Mutex
+
+// Wanted says how a file is to be written. A nil Mode keeps the present one, or means 0644.
+type Wanted struct {
+	Mode            *uint32
+	Parents, Append bool
+	Match, NonMatch string
 }
 
-// become uses the raw calls: the usual ones change every thread of the program.
-func become(user identity.User) error {
-	if os.Geteuid() != 0 {
-		return nil
-	}
-	groups := user.Groups
-	if len(groups) == 0 {
-		groups = []uint32{user.GID}
-	}
-	if err := setGroups(groups); err != nil {
-		return err
-	}
-	gid, uid := uintptr(user.GID), uintptr(user.UID)
-	if _, _, failed := unix.RawSyscall(unix.SYS_SETRESGID, gid, gid, gid); failed != 0 {
-		return failed
-	}
-	if _, _, failed := unix.RawSyscall(unix.SYS_SETRESUID, uid, uid, uid); failed != 0 {
-		return failed
-	}
-	return nil
-}
-
-// Upload is a file being written aside, in the directory it will appear in.
+// Upload is a file being written aside, in the directory it will appear in; or one that is appended to.
 type Upload struct {
-	user identity.User
-	dir  int
-	name string
-	temp string
-	mode uint32
-	file *os.File
+	user   identity.User
+	wanted Wanted
+	at     place
+	full   string
+	temp   string
+	file   *os.File
+
+	// mode and owner are what the file is given before it appears.
+	mode  uint32
+	owner *[2]int
+
 	// Replaces says that a file of this name was there.
 	Replaces bool
 }
 
-// Check refuses paths no file system takes; `invalid_path`.
-func Check(text string) *wire.Problem {
-	broken := text == "" || len(text) > maxPathBytes || strings.ContainsRune(text, 0)
-	for part := range strings.SplitSeq(text, "/") {
-		broken = broken || len(part) > maxNameBytes
-	}
-	if broken {
-		return wire.Fail("invalid_path", "a path of 1 to %d bytes without NUL, each part at most %d", maxPathBytes, maxNameBytes)
-	}
-	return nil
-}
-
-// Begin opens an upload with the user's rights; parents are made where asked. A nil mode keeps the present one, or 0644.
-// Links on the way are the user's to follow; the last part is replaced, never followed.
-func Begin(user identity.User, full string, mode *uint32, parents bool) (*Upload, *wire.Problem) {
+// Begin opens an upload with the user's rights. Links on the way are the user's to follow; the last part is replaced, never
+// followed, unless it is appended to.
+func Begin(user identity.User, full string, wanted Wanted) (*Upload, *wire.Problem) {
 	if problem := Check(full); problem != nil {
 		return nil, problem
 	}
-	dir, name := path.Split(full)
-	if name == "" || name == "." || name == ".." {
-		return nil, wire.Fail("is_directory", "%q names a directory", full)
-	}
-	upload := &Upload{user: user, dir: -1, name: name, temp: ".sandlot-" + rand.Text(), mode: newFileMode}
-	err := as(user, func() error { return upload.open(dir, mode, parents) })
+	upload := &Upload{user: user, wanted: wanted, at: place{dir: -1}, full: full, mode: newFileMode}
+	err := as(user, func() error {
+		if last := path.Base(full); full[len(full)-1] == '/' || last == "." || last == ".." {
+			return unix.EISDIR
+		}
+		if wanted.Parents {
+			if err := makeParents(path.Dir(full) + "/"); err != nil {
+				return err
+			}
+		}
+		if wanted.Append {
+			return upload.openForAppending()
+		}
+		return upload.openAside()
+	})
 	if err != nil {
 		upload.closeDir()
 		return nil, explain(full, err)
@@ -103,30 +75,27 @@ func Begin(user identity.User, full string, mode *uint32, parents bool) (*Upload
 	return upload, nil
 }
 
-func (u *Upload) open(dir string, mode *uint32, parents bool) error {
-	if parents {
-		if err := makeParents(dir); err != nil {
+func (u *Upload) openAside() error {
+	var err error
+	if u.at, err = parent(u.full); err != nil {
+		u.at.dir = -1
+		return err
+	}
+	present, err := u.present()
+	if err != nil {
+		return err
+	}
+	if present != nil {
+		u.Replaces = true
+		if err := u.keep(present); err != nil {
 			return err
 		}
 	}
-	var err error
-	if u.dir, err = unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0); err != nil {
-		return err
+	if u.wanted.Mode != nil {
+		u.mode = *u.wanted.Mode
 	}
-	var present unix.Stat_t
-	if err := unix.Fstatat(u.dir, u.name, &present, unix.AT_SYMLINK_NOFOLLOW); err == nil {
-		u.Replaces = true
-		switch present.Mode & unix.S_IFMT {
-		case unix.S_IFDIR:
-			return unix.EISDIR
-		case unix.S_IFREG:
-			u.mode = present.Mode & 0o777
-		}
-	}
-	if mode != nil {
-		u.mode = *mode
-	}
-	fd, err := unix.Openat(u.dir, u.temp, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+	u.temp = ".sandlot-" + rand.Text()
+	fd, err := unix.Openat(u.at.dir, u.temp, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
 	if err != nil {
 		return err
 	}
@@ -134,21 +103,97 @@ func (u *Upload) open(dir string, mode *uint32, parents bool) error {
 	return nil
 }
 
-// makeParents makes what is missing of an absolute directory path.
-func makeParents(dir string) error {
-	for end := 1; end < len(dir); end++ {
-		if dir[end] != '/' {
-			continue
+// present looks at what would be replaced, nil if there is nothing, and refuses what the caller did not expect.
+func (u *Upload) present() (*unix.Stat_t, error) {
+	var status unix.Stat_t
+	tag := ""
+	err := unix.Fstatat(u.at.dir, u.at.name, &status, unix.AT_SYMLINK_NOFOLLOW)
+	switch {
+	case err == nil:
+		tag = tagOf(&status)
+	case !errors.Is(err, unix.ENOENT):
+		return nil, err
+	}
+	if problem := u.wanted.conditions(u.full, tag); problem != nil {
+		return nil, problem
+	}
+	if err != nil {
+		return nil, nil
+	}
+	return &status, nil
+}
+
+func (w Wanted) conditions(full, tag string) *wire.Problem {
+	if (w.Match != "" && !Matches(w.Match, tag)) || (w.NonMatch != "" && Matches(w.NonMatch, tag)) {
+		return wire.Fail("generation_mismatch", "%s is not as it was expected to be", full).With("etag", tag)
+	}
+	return nil
+}
+
+// keep takes over mode and owner of a file, as far as the user may give them.
+func (u *Upload) keep(present *unix.Stat_t) error {
+	switch present.Mode & unix.S_IFMT {
+	case unix.S_IFDIR:
+		return unix.EISDIR
+	case unix.S_IFREG:
+		u.mode = present.Mode & 0o7777
+		if present.Uid != u.user.UID || present.Gid != u.user.GID {
+			u.owner = &[2]int{int(present.Uid), int(present.Gid)}
 		}
-		err := unix.Mkdir(dir[:end], newDirMode)
-		if err == nil || errors.Is(err, unix.EEXIST) {
-			continue
-		}
-		// A directory that is there may refuse the attempt for another reason.
-		var present unix.Stat_t
-		if unix.Stat(dir[:end], &present) != nil {
-			return err
-		}
+	case unix.S_IFLNK:
+	default:
+		return errNotAFile
+	}
+	return nil
+}
+
+func (u *Upload) openForAppending() error {
+	u.at.dir = -1
+	fd, err := open(u.full, unix.O_PATH, 0)
+	if errors.Is(err, unix.ENOENT) {
+		return u.createForAppending()
+	}
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	u.Replaces = true
+	var status unix.Stat_t
+	if err := unix.Fstat(fd, &status); err != nil {
+		return err
+	}
+	if problem := u.wanted.conditions(u.full, tagOf(&status)); problem != nil {
+		return problem
+	}
+	switch status.Mode & unix.S_IFMT {
+	case unix.S_IFDIR:
+		return unix.EISDIR
+	case unix.S_IFREG:
+	default:
+		return errNotAFile
+	}
+	opened, err := reopen(fd, unix.O_WRONLY|unix.O_APPEND)
+	if err != nil {
+		return err
+	}
+	u.file = os.NewFile(uintptr(opened), u.full)
+	if u.wanted.Mode != nil {
+		return unix.Fchmod(opened, *u.wanted.Mode)
+	}
+	return nil
+}
+
+func (u *Upload) createForAppending() error {
+	if problem := u.wanted.conditions(u.full, ""); problem != nil {
+		return problem
+	}
+	fd, err := open(u.full, unix.O_WRONLY|unix.O_APPEND|unix.O_CREAT|unix.O_NONBLOCK, newFileMode)
+	if err != nil {
+		return err
+	}
+	u.file = os.NewFile(uintptr(fd), u.full)
+	if u.wanted.Mode != nil {
+		return unix.Fchmod(fd, *u.wanted.Mode)
 	}
 	return nil
 }
@@ -156,14 +201,23 @@ func makeParents(dir string) error {
 // Fill writes the whole body. Its errors are the file's, not the body's: those are returned as they are.
 func (u *Upload) Fill(body io.Reader) (size int64, bodyErr error, problem *wire.Problem) {
 	source := &watched{from: body}
-	size, err := io.Copy(u.file, source)
+	size, err := copyInto(u.file, source)
 	if source.failed != nil {
 		return size, source.failed, nil
 	}
 	if err != nil {
-		return size, nil, explain(u.name, err)
+		return size, nil, explain(u.full, err)
 	}
 	return size, nil, nil
+}
+
+var copyBuffers = sync.Pool{New: func() any { buffer := make([]byte, copyBytes); return &buffer }}
+
+// copyInto copies in large pieces: each costs a call of the system on both sides.
+func copyInto(to io.Writer, from io.Reader) (int64, error) {
+	buffer := copyBuffers.Get().(*[]byte)
+	defer copyBuffers.Put(buffer)
+	return io.CopyBuffer(struct{ io.Writer }{to}, struct{ io.Reader }{from}, *buffer)
 }
 
 type watched struct {
@@ -180,13 +234,16 @@ func (w *watched) Read(into []byte) (int, error) {
 }
 
 // Commit makes the file appear under its name, at once and whole.
-func (u *Upload) Commit() *wire.Problem {
+func (u *Upload) Commit(names *Names) (info wire.FileInfo, problem *wire.Problem) {
 	defer u.closeDir()
-	err := as(u.user, func() error {
-		if err := unix.Fchmod(int(u.file.Fd()), u.mode); err != nil {
-			return err
+	err := as(u.user, func() (err error) {
+		if u.temp != "" {
+			if err := u.appear(); err != nil {
+				return err
+			}
 		}
-		return unix.Renameat(u.dir, u.temp, u.dir, u.name)
+		info, err = describe(names, tidy(u.full, int(u.file.Fd())), int(u.file.Fd()))
+		return err
 	})
 	closed := u.file.Close()
 	if err == nil {
@@ -194,12 +251,42 @@ func (u *Upload) Commit() *wire.Problem {
 	}
 	if err != nil {
 		u.unlink()
-		return explain(u.name, err)
+		return info, explain(u.full, err)
 	}
-	return nil
+	return info, nil
 }
 
-// Abort leaves nothing.
+func (u *Upload) appear() error {
+	fd := int(u.file.Fd())
+	if u.owner != nil && unix.Fchown(fd, u.owner[0], u.owner[1]) != nil {
+		// It becomes the user's own: what it could do in its owner's name it must not do in another's.
+		u.mode &= 0o777
+		_ = unix.Fchown(fd, -1, u.owner[1])
+	}
+	if err := unix.Fchmod(fd, u.mode); err != nil {
+		return err
+	}
+	renaming.Lock()
+	defer renaming.Unlock()
+	if u.wanted.Match == "" && u.wanted.NonMatch == "" {
+		return unix.Renameat(u.at.dir, u.temp, u.at.dir, u.at.name)
+	}
+	present, err := u.present()
+	if err != nil {
+		return err
+	}
+	flags := uint(0)
+	if present == nil {
+		flags = unix.RENAME_NOREPLACE
+	}
+	err = unix.Renameat2(u.at.dir, u.temp, u.at.dir, u.at.name, flags)
+	if errors.Is(err, unix.EEXIST) {
+		return wire.Fail("generation_mismatch", "%s has just appeared", u.full).With("etag", "")
+	}
+	return err
+}
+
+// Abort leaves nothing, but what was appended.
 func (u *Upload) Abort() {
 	u.file.Close()
 	u.unlink()
@@ -207,34 +294,14 @@ func (u *Upload) Abort() {
 }
 
 func (u *Upload) unlink() {
-	_ = as(u.user, func() error { return unix.Unlinkat(u.dir, u.temp, 0) })
+	if u.temp != "" {
+		_ = as(u.user, func() error { return unix.Unlinkat(u.at.dir, u.temp, 0) })
+	}
 }
 
 func (u *Upload) closeDir() {
-	if u.dir >= 0 {
-		unix.Close(u.dir)
-		u.dir = -1
+	if u.at.dir >= 0 {
+		u.at.close()
+		u.at.dir = -1
 	}
-}
-
-func explain(name string, err error) *wire.Problem {
-	code := "internal"
-	for _, row := range []struct {
-		code string
-		ones []error
-	}{
-		{"file_not_found", []error{unix.ENOENT}},
-		{"not_a_directory", []error{unix.ENOTDIR}},
-		{"permission_denied", []error{unix.EACCES, unix.EPERM, unix.EROFS}},
-		{"is_directory", []error{unix.EISDIR, unix.EEXIST}},
-		{"disk_full", []error{unix.ENOSPC, unix.EDQUOT}},
-		{"invalid_path", []error{unix.ELOOP, unix.ENAMETOOLONG, unix.EINVAL}},
-	} {
-		for _, one := range row.ones {
-			if errors.Is(err, one) {
-				code = row.code
-			}
-		}
-	}
-	return wire.Fail(code, "%s: %v", name, err)
 }

@@ -14,7 +14,7 @@ var self = identity.User{UID: uint32(os.Getuid()), GID: uint32(os.Getgid())}
 
 func put(t *testing.T, user identity.User, path string, mode *uint32, parents bool, body io.Reader) string {
 	t.Helper()
-	upload, problem := Begin(user, path, mode, parents)
+	upload, problem := Begin(user, path, Wanted{Mode: mode, Parents: parents})
 	if problem != nil {
 		return problem.Code
 	}
@@ -23,7 +23,7 @@ func put(t *testing.T, user identity.User, path string, mode *uint32, parents bo
 		upload.Abort()
 		return "aborted"
 	}
-	if problem := upload.Commit(); problem != nil {
+	if _, problem := upload.Commit(NewNames(identity.NewDirectory("/etc"))); problem != nil {
 		return problem.Code
 	}
 	return ""

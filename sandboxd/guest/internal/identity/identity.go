@@ -184,3 +184,41 @@ func parseGroup(parts []string) (group, bool) {
 	gid, err := strconv.ParseUint(parts[2], 10, 32)
 	return group{parts[0], uint32(gid), strings.Split(parts[3], ",")}, err == nil
 }
+
+// UserName returns the name of a uid, or "".
+func (d *Directory) UserName(uid uint32) string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.refresh()
+	for i := range d.accounts {
+		if d.accounts[i].uid == uid {
+			return d.accounts[i].name
+		}
+	}
+	return ""
+}
+
+// GroupName returns the name of a gid, or "".
+func (d *Directory) GroupName(gid uint32) string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.refresh()
+	for i := range d.groups {
+		if d.groups[i].gid == gid {
+			return d.groups[i].name
+		}
+	}
+	return ""
+}
+
+// FindGroup resolves a group's name or number; `user_not_found` otherwise.
+func (d *Directory) FindGroup(text string) (uint32, *wire.Problem) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.refresh()
+	gid, found := d.group(text)
+	if !found {
+		return 0, wire.Fail("user_not_found", "no group %q", text)
+	}
+	return gid, nil
+}

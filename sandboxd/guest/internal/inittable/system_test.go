@@ -2,6 +2,7 @@ package inittable
 
 import (
 	"os"
+	"strings"
 	"testing"
 
 	"sandlot.dev/guest/internal/wire"
@@ -26,4 +27,11 @@ func TestSettleReplacesLinks(t *testing.T) {
 		t.Fatal(string(text), string(kept), err)
 	}
 	Settle(wire.Init{Resolvers: []string{"1.1.1.1"}}, root+"/missing")
+	for _, resolvers := range [][]string{{"1.1.1.1"}, {"1.1.1.1"}, {"1.1.1.1", "8.8.8.8", "9.9.9.9"}} {
+		Settle(wire.Init{Resolvers: resolvers}, root)
+		want := "nameserver " + strings.Join(resolvers, "\nnameserver ") + "\n"
+		if text, err := os.ReadFile(root + "/etc/resolv.conf"); err != nil || string(text) != want {
+			t.Fatal(string(text), err)
+		}
+	}
 }

@@ -92,6 +92,9 @@ func memoryUsed() int64 {
 	return (total - free) * 1024
 }
 
+// Count is the number of processes.
+func Count() int { return len(pids()) }
+
 func pids() []int {
 	entries, err := os.ReadDir("/proc")
 	if err != nil {

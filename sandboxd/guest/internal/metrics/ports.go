@@ -4,9 +4,12 @@ import (
 	"encoding/hex"
 	"net/netip"
 	"os"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
+
+	"golang.org/x/sys/unix"
 
 	"sandlot.dev/guest/internal/wire"
 )
@@ -17,7 +20,24 @@ const (
 )
 
 // Ports lists what listens, but for the guest's own port. Owners are looked up by socket inode where the kernel says it.
-func Ports(own int) []wire.Port {
+func Ports(own int) []wire.Port { return PortsAt(own, 0) }
+
+// PortsAt is Ports of one number; 0: all.
+func PortsAt(own, wanted int) []wire.Port {
+	ports, inodes := listening(own, wanted)
+	if len(ports) > 0 {
+		addOwners(ports, inodes)
+	}
+	return ports
+}
+
+// Listens says whether anything listens at a port, or at any for 0. Much cheaper than to look up whose it is.
+func Listens(own, wanted int) bool {
+	ports, _ := listening(own, wanted)
+	return len(ports) > 0
+}
+
+func listening(own, wanted int) ([]wire.Port, map[string]int) {
 	ports := []wire.Port{}
 	inodes := map[string]int{}
 	for _, table := range []struct{ file, protocol, state string }{
@@ -33,17 +53,14 @@ func Ports(own int) []wire.Port {
 				continue
 			}
 			address, ok := endpoint(fields[1])
-			if !ok || (table.protocol == "tcp" && int(address.Port()) == own) {
+			if !ok || (table.protocol == "tcp" && int(address.Port()) == own) || (wanted != 0 && int(address.Port()) != wanted) {
 				continue
 			}
 			inodes[fields[9]] = len(ports)
 			ports = append(ports, wire.Port{Port: int(address.Port()), Protocol: table.protocol, Address: address.Addr().String()})
 		}
 	}
-	if len(ports) > 0 {
-		addOwners(ports, inodes)
-	}
-	return ports
+	return ports, inodes
 }
 
 // endpoint reads `0100007F:1F90`: 32-bit words in the machine's byte order, then the port.
@@ -61,8 +78,46 @@ func endpoint(text string) (netip.AddrPort, bool) {
 	return netip.AddrPortFrom(address.Unmap(), uint16(port)), ok
 }
 
+// addOwners says whose sockets they are. The descriptors of a process are only for its own user to see, so they are looked
+// at as that user: once for each user who has processes.
 func addOwners(ports []wire.Port, inodes map[string]int) {
+	type owner struct{ uid, gid uint32 }
+	owned := map[owner][]int{}
 	for _, pid := range pids() {
+		var dir unix.Stat_t
+		if unix.Stat("/proc/"+strconv.Itoa(pid), &dir) == nil {
+			user := owner{dir.Uid, dir.Gid}
+			owned[user] = append(owned[user], pid)
+		}
+	}
+	for user, theirs := range owned {
+		look := func() { addOwnersOf(theirs, ports, inodes) }
+		if user.uid == uint32(os.Geteuid()) {
+			look()
+			continue
+		}
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			runtime.LockOSThread() // for good: the thread ends with this function
+			if setIDs(uintptr(user.uid), uintptr(user.gid)) {
+				look()
+			}
+		}()
+		<-done
+	}
+}
+
+func setIDs(uid, gid uintptr) bool {
+	if _, _, failed := unix.RawSyscall(unix.SYS_SETRESGID, gid, gid, gid); failed != 0 {
+		return false
+	}
+	_, _, failed := unix.RawSyscall(unix.SYS_SETRESUID, uid, uid, uid)
+	return failed == 0
+}
+
+func addOwnersOf(pids []int, ports []wire.Port, inodes map[string]int) {
+	for _, pid := range pids {
 		dir := "/proc/" + strconv.Itoa(pid) + "/fd"
 		entries, err := os.ReadDir(dir)
 		if err != nil {

@@ -51,6 +51,7 @@ type Ring struct {
 	block    bool
 	sent     uint64
 	space    *sync.Cond
+	changed  chan<- struct{}
 }
 
 // NewRing makes an empty ring of `limit` bytes. With block, Append waits while more than half of it was sent to no reader.
@@ -174,7 +175,18 @@ func (r *Ring) keepHead(front *segment, dropped []byte) {
 	r.heads = append(r.heads, kept)
 }
 
+// Announce makes every change of the ring known on a channel that may be full.
+func (r *Ring) Announce(changed chan<- struct{}) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.changed = changed
+}
+
 func (r *Ring) wake() {
+	select {
+	case r.changed <- struct{}{}:
+	default:
+	}
 	for reader := range r.readers {
 		reader.wake()
 	}

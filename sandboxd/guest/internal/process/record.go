@@ -64,6 +64,18 @@ type Record struct {
 	stdin    stdin
 	signaled []string
 	produced int64
+	// inputs of those attached now.
+	inputs map[*Input]struct{}
+	// room is told when attachments' input was written, or never will be.
+	room *sync.Cond
+	// turn is held by whoever writes to standard input.
+	turn chan struct{}
+}
+
+func newRecord(id string, mark [32]byte) *Record {
+	r := &Record{id: id, mark: mark, settled: make(chan struct{}), done: make(chan struct{}), turn: make(chan struct{}, 1), inputs: map[*Input]struct{}{}}
+	r.room = sync.NewCond(&r.mu)
+	return r
 }
 
 // start fills a claimed record and runs its program. A problem refuses it; a program that cannot be executed does not.
@@ -86,6 +98,7 @@ func (r *Record) start(t *Table, station *inittable.Station, spec wire.Spec) *wi
 	}
 	r.table, r.spec, r.tree, r.started = t, spec, grown, time.Now()
 	r.ring = output.NewRing(spec.Output.RingBytes, spec.Output.Mode == "block")
+	r.ring.Announce(t.changed)
 	r.view = wire.Process{
 		ID: r.id, Argv: argv, Cwd: place.Cwd, User: place.User.Name, UID: place.User.UID, GID: place.User.GID,
 		TTY: spec.TTY, Tag: spec.Tag, State: "running", TimeoutSeconds: spec.TimeoutSeconds, StartedAt: wire.Stamp(r.started),
@@ -175,6 +188,7 @@ func (r *Record) closeOne() {
 	defer r.mu.Unlock()
 	r.closeStdin()
 	r.report(r.verdict())
+	r.room.Broadcast()
 }
 
 func (r *Record) verdict() wire.Exit {
@@ -237,7 +251,7 @@ func (r *Record) Sketch() wire.Process {
 	view := r.view
 	view.Argv = shown(view.Argv)
 	view.FirstSeq, view.NextSeq, view.StdoutBytes, view.StderrBytes = r.ring.Positions()
-	view.StdinOffset, view.StdinClosed = r.stdin.offset, r.stdin.closed
+	view.StdinOffset, view.StdinClosed = r.taken(), r.stdin.closed || r.stdin.ending
 	if view.State == "running" {
 		view.DurationSeconds = time.Since(r.started).Seconds()
 	}

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"io"
 	"os"
-	"sync"
 	"time"
 
 	"github.com/creack/pty"
@@ -24,8 +23,14 @@ type stdin struct {
 	// own: the input came with the start, nobody else may write.
 	own    bool
 	closed bool
-	offset int64
-	turn   sync.Mutex
+	// offset counts what was written; the marks that end a terminal's input are not part of it.
+	offset  int64
+	midLine bool
+	// What attachments sent, see Input.
+	queue   []piece
+	queued  int64
+	ending  bool
+	pouring bool
 }
 
 func (r *Record) closeStdin() {
@@ -58,8 +63,10 @@ func (r *Record) feed(input []byte) {
 // WriteStdin passes input on from `offset` (nil: append); bytes already written are skipped. It stops early when the pipe
 // stays full for 30 seconds. `stdin_closed`, `stdin_gap`, `process_ended`.
 func (r *Record) WriteStdin(body io.Reader, offset *int64, end bool) (wire.StdinResult, *wire.Problem) {
-	r.stdin.turn.Lock()
-	defer r.stdin.turn.Unlock()
+	if !r.takeTurn() {
+		return r.stdinState(), nil
+	}
+	defer func() { <-r.turn }()
 	skip, refusal := r.openStdin(offset)
 	if refusal != nil {
 		return r.stdinState(), onlyNew(body, skip, refusal)
@@ -83,6 +90,18 @@ func (r *Record) WriteStdin(body io.Reader, offset *int64, end bool) (wire.Stdin
 	}
 }
 
+// takeTurn waits until nobody else writes; false when that takes as long as a full pipe may.
+func (r *Record) takeTurn() bool {
+	patience := time.NewTimer(stdinPatience)
+	defer patience.Stop()
+	select {
+	case r.turn <- struct{}{}:
+		return true
+	case <-patience.C:
+		return false
+	}
+}
+
 // openStdin says how many bytes of the body are already written (-1: not by whoever sends it), and what refuses more.
 func (r *Record) openStdin(offset *int64) (written int64, refusal *wire.Problem) {
 	r.mu.Lock()
@@ -96,7 +115,7 @@ func (r *Record) openStdin(offset *int64) (written int64, refusal *wire.Problem)
 	switch {
 	case r.view.State != "running":
 		return written, r.endedProblem()
-	case r.stdin.closed, r.stdin.own:
+	case r.stdin.closed, r.stdin.ending, r.stdin.own:
 		return written, wire.Fail("stdin_closed", "standard input of %s is closed", r.id)
 	case offset == nil:
 		return 0, nil
@@ -122,7 +141,7 @@ func (r *Record) pass(data []byte) (early bool, problem *wire.Problem) {
 	count, err := r.stdin.file.Write(data)
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.stdin.offset += int64(count)
+	r.wrote(data[:count])
 	switch {
 	case err == nil:
 		return false, nil
@@ -137,12 +156,7 @@ func (r *Record) pass(data []byte) (early bool, problem *wire.Problem) {
 
 func (r *Record) endStdin(_ io.Reader, end bool) (wire.StdinResult, *wire.Problem) {
 	if end {
-		if r.stdin.terminal {
-			_, _ = r.pass([]byte(endOfInput))
-		}
-		r.mu.Lock()
-		r.closeStdin()
-		r.mu.Unlock()
+		r.sayEnd()
 	}
 	return r.stdinState(), nil
 }
@@ -150,7 +164,7 @@ func (r *Record) endStdin(_ io.Reader, end bool) (wire.StdinResult, *wire.Proble
 func (r *Record) stdinState() wire.StdinResult {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return wire.StdinResult{Offset: r.stdin.offset, Closed: r.stdin.closed}
+	return wire.StdinResult{Offset: r.stdin.offset, Closed: r.stdin.closed || r.stdin.ending}
 }
 
 func (r *Record) endedProblem() *wire.Problem {

@@ -35,6 +35,7 @@ type Table struct {
 	lastExit  time.Time
 	lingering map[*Record]struct{}
 	sweep     chan struct{}
+	changed   chan struct{}
 }
 
 // NewTable makes an empty table and starts to reap. One process has one table.
@@ -42,6 +43,7 @@ func NewTable(spawner *spawn.Spawner, forest tree.Forest) *Table {
 	t := &Table{
 		spawner: spawner, forest: forest,
 		records: map[string]*Record{}, lingering: map[*Record]struct{}{}, sweep: make(chan struct{}, 1),
+		changed: make(chan struct{}, 1),
 	}
 	t.reaper = newReaper(t.sweepSoon)
 	go t.reaper.run()
@@ -57,6 +59,17 @@ func (t *Table) Settle(station *inittable.Station) {
 
 // Station is the present one, nil before the first init.
 func (t *Table) Station() *inittable.Station { return t.station.Load() }
+
+// Reset forgets every process there was, as if none had been. False while one is running: then nothing is forgotten.
+func (t *Table) Reset() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.running > 0 {
+		return false
+	}
+	t.records, t.order, t.ended, t.endedCost, t.lastExit = map[string]*Record{}, nil, 0, 0, time.Time{}
+	return true
+}
 
 // Start starts a process, or joins the one of the same id and spec.
 func (t *Table) Start(spec wire.Spec) (record *Record, joined bool, problem *wire.Problem) {
@@ -96,7 +109,7 @@ func (t *Table) claim(id string, mark [32]byte) (*Record, bool, *wire.Problem) {
 	if t.stopping {
 		return nil, false, wire.Fail("sandbox_not_ready", "the sandbox is shutting down")
 	}
-	record := &Record{id: id, mark: mark, settled: make(chan struct{}), done: make(chan struct{})}
+	record := newRecord(id, mark)
 	t.records[id] = record
 	t.order = append(t.order, record)
 	t.running++

@@ -8,7 +8,8 @@ import (
 	"time"
 )
 
-const maxConnections = 256
+// Calls share some two hundred; each attachment and each dialled stream has one of its own.
+const maxConnections = 1024
 
 // gate accepts connections of one peer only, and a bounded number of them.
 type gate struct {
@@ -33,14 +34,15 @@ func (g *gate) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		remote, ok := connection.RemoteAddr().(*net.TCPAddr)
-		if !ok || remote.AddrPort().Addr().Unmap() != g.peer {
+		accepted, ok := connection.(*net.TCPConn)
+		remote, known := connection.RemoteAddr().(*net.TCPAddr)
+		if !ok || !known || remote.AddrPort().Addr().Unmap() != g.peer {
 			connection.Close()
 			continue
 		}
 		select {
 		case g.slots <- struct{}{}:
-			return &guarded{Conn: connection, gate: g}, nil
+			return &guarded{TCPConn: accepted, gate: g}, nil
 		default:
 			connection.Close()
 		}
@@ -48,12 +50,12 @@ func (g *gate) Accept() (net.Conn, error) {
 }
 
 type guarded struct {
-	net.Conn
+	*net.TCPConn
 	gate *gate
 	once sync.Once
 }
 
 func (c *guarded) Close() error {
 	c.once.Do(func() { <-c.gate.slots })
-	return c.Conn.Close()
+	return c.TCPConn.Close()
 }

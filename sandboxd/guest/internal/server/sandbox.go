@@ -4,13 +4,11 @@ import (
 	"log"
 	"net/http"
 	"os"
-	"strconv"
 	"strings"
 	"time"
 
 	crand "crypto/rand"
 
-	"sandlot.dev/guest/internal/files"
 	"sandlot.dev/guest/internal/inittable"
 	"sandlot.dev/guest/internal/journal"
 	"sandlot.dev/guest/internal/metrics"
@@ -48,6 +46,10 @@ func (s *Server) init(w http.ResponseWriter, r *http.Request, _ string) *wire.Pr
 		return problem
 	}
 	if init.TokenSHA256 != nil {
+		// Another's sandbox from now on, who finds nothing of what was tried before.
+		if !s.table.Reset() {
+			return wire.Fail("invalid_request", "processes are running")
+		}
 		if err := s.setToken(*init.TokenSHA256); err != nil {
 			return wire.Fail("invalid_request", "%v", err)
 		}
@@ -111,62 +113,6 @@ func (s *Server) log(w http.ResponseWriter, _ *http.Request, _ string) *wire.Pro
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	_, _ = w.Write(journal.Text())
 	return nil
-}
-
-func (s *Server) putFile(w http.ResponseWriter, r *http.Request, _ string) *wire.Problem {
-	q := newQuery(r.URL.RawQuery, "path", "user", "cwd", "mode", "parents")
-	name, mode, parents := q.values.Get("path"), fileMode(q), q.flag("parents")
-	if q.problem != nil {
-		return q.problem
-	}
-	if problem := files.Check(name); problem != nil {
-		return problem
-	}
-	station := s.table.Station()
-	if station == nil {
-		return wire.Fail("sandbox_not_ready", "init has not been called")
-	}
-	place, problem := station.Place(q.text("user"), q.text("cwd"))
-	if problem != nil {
-		return problem
-	}
-	full := name
-	if !strings.HasPrefix(full, "/") {
-		full = strings.TrimSuffix(place.Cwd, "/") + "/" + name
-	}
-	upload, problem := files.Begin(place.User, full, mode, parents)
-	if problem != nil {
-		return problem
-	}
-	size, bodyErr, problem := upload.Fill(r.Body)
-	if bodyErr != nil {
-		problem = wire.Fail("malformed_request", "the body stopped: %v", bodyErr)
-	}
-	if problem != nil {
-		upload.Abort()
-		return problem
-	}
-	if problem := upload.Commit(); problem != nil {
-		return problem
-	}
-	status := http.StatusCreated
-	if upload.Replaces {
-		status = http.StatusOK
-	}
-	return answer(w, status, wire.FileWritten{Path: full, SizeBytes: size})
-}
-
-func fileMode(q *query) *uint32 {
-	text := q.text("mode")
-	if text == nil {
-		return nil
-	}
-	value, err := strconv.ParseUint(*text, 8, 32)
-	if err != nil || value > 0o7777 {
-		q.refuse("mode is octal, at most 7777")
-	}
-	mode := uint32(value)
-	return &mode
 }
 
 func bootID() string {

@@ -56,6 +56,8 @@ type Server struct {
 	tokenHash   atomic.Pointer[[]byte]
 	initialized sync.Mutex
 	backstop    *time.Timer
+	watches     atomic.Int32
+	feeding     atomic.Pointer[chan struct{}]
 }
 
 // New makes a server over a table.
@@ -100,12 +102,21 @@ func (s *Server) routes() map[string]map[string]call {
 		"processes":             {"POST": s.start, "GET": s.list},
 		"processes/{id}":        {"GET": s.show},
 		"processes/{id}/output": {"GET": s.output},
+		"processes/{id}/attach": {"GET": s.attach},
+		"dial":                  {"GET": s.dial},
 		"processes/{id}/head":   {"GET": s.head},
 		"processes/{id}/stdin":  {"POST": s.stdin},
 		"processes/{id}/signal": {"POST": s.signal},
 		"processes/{id}/resize": {"POST": s.resize},
+		"feed":                  {"POST": s.feed},
 		"metrics":               {"GET": s.metrics},
-		"files":                 {"PUT": s.putFile},
+		"files":                 {"GET": s.readFile, "PUT": s.writeFile, "PATCH": s.alter, "DELETE": s.remove},
+		"files/stat":            {"GET": s.stat},
+		"files/move":            {"POST": s.move},
+		"directories":           {"GET": s.listDirectory, "PUT": s.makeDirectory},
+		"archive":               {"GET": s.readArchive, "PUT": s.writeArchive},
+		"watch":                 {"GET": s.watch},
+		"ports":                 {"GET": s.ports},
 		"shutdown":              {"POST": s.shutdown},
 		"log":                   {"GET": s.log},
 	}

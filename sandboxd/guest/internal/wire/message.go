@@ -32,6 +32,7 @@ type Init struct {
 	Resolvers       []string          `json:"resolvers"`
 	MaxProcesses    int               `json:"max_processes"`
 	MemoryBytes     int64             `json:"memory_bytes"`
+	CPUs            float64           `json:"cpus"`
 	NowUS           int64             `json:"now_us"`
 	SeedBase64      []byte            `json:"seed_base64"`
 	TokenSHA256     *string           `json:"token_sha256"`
@@ -134,6 +135,12 @@ type Process struct {
 	StdinClosed     bool        `json:"stdin_closed"`
 }
 
+// Attached is the first frame of an attachment: the process, and where the output that follows begins.
+type Attached struct {
+	Process
+	After uint64 `json:"after"`
+}
+
 // ProcessList is the answer of GET /v1/processes.
 type ProcessList struct {
 	Items []Process `json:"items"`
@@ -156,18 +163,28 @@ type Shutdown struct {
 	GraceSeconds float64 `json:"grace_seconds"`
 }
 
-// FileWritten is the answer of PUT /v1/files.
-type FileWritten struct {
-	Path      string `json:"path"`
-	SizeBytes int64  `json:"size_bytes"`
-}
-
 // Port is one listening socket.
 type Port struct {
 	Port     int    `json:"port"`
 	Protocol string `json:"protocol"`
 	Address  string `json:"address"`
 	PID      *int   `json:"pid"`
+}
+
+// Feed asks for the newest output of all processes.
+type Feed struct {
+	Positions        map[string]uint64 `json:"positions"`
+	Ended            []string          `json:"ended"`
+	MostBytes        int               `json:"most_bytes"`
+	IntervalSeconds  float64           `json:"interval_seconds"`
+	LingerSeconds    float64           `json:"linger_seconds"`
+	KeepaliveSeconds float64           `json:"keepalive_seconds"`
+	Follow           bool              `json:"follow"`
+}
+
+// PortList is the answer of GET /v1/ports.
+type PortList struct {
+	Items []Port `json:"items"`
 }
 
 // Metrics is the guest's own view of its use: hints.

@@ -1,0 +1,140 @@
+"""Derives from the API's document what each object holds (`sandlot/document.py`) and each call takes (`operations.py`).
+
+`python generate.py` writes both; `python generate.py --check` says whether they are up to date and changes nothing.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, cast
+
+HERE = Path(__file__).resolve().parent
+DOCUMENT = HERE.parents[1] / "openapi" / "api.json"
+TARGET = HERE / "sandlot"
+
+TYPES_HEADER = '''"""What the objects of the API hold. Derived by generate.py: change the API instead.
+
+Every field may be absent: an older server does not have it. Enumerations are text: a newer server has more values.
+"""
+
+from typing import Any, TypedDict
+
+
+'''
+CALLS_HEADER = '''"""The calls of the API by name. Derived by generate.py: change the API instead."""
+
+from typing import Final, NamedTuple
+
+
+class Operation(NamedTuple):
+    """One call: its method, its path, and the names it takes."""
+
+    method: str
+    path: str
+    query: tuple[str, ...] = ()
+    body: tuple[str, ...] = ()
+    required: tuple[str, ...] = ()
+    """Those fields of the body that must be there."""
+
+
+'''
+SCALARS = {"string": "str", "integer": "int", "number": "float", "boolean": "bool", "null": "None"}
+
+
+def render(document: dict[str, Any]) -> dict[str, str]:
+    """Return both modules for a document, formatted as the linter wants them."""
+    schemas: dict[str, Any] = document["components"]["schemas"]
+    classes = [_class(name, schemas[name], schemas) for name in _in_order(schemas) if "properties" in schemas[name]]
+    return {
+        "document.py": _format(TYPES_HEADER + "\n\n".join(classes)),
+        "operations.py": _format(CALLS_HEADER + _table(document, schemas)),
+    }
+
+
+def _format(text: str) -> str:
+    command = [sys.executable, "-m", "ruff", "format", "--stdin-filename", str(TARGET / "document.py"), "-"]
+    return subprocess.run(command, input=text, capture_output=True, text=True, check=True).stdout
+
+
+def _in_order(schemas: dict[str, Any]) -> list[str]:
+    """Return the names so that each comes after those it speaks of; a type may be used only where it is known."""
+    done: dict[str, None] = {}
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        if name in done or name in path:
+            return
+        for other in sorted(_named(schemas[name])):
+            visit(other, (*path, name))
+        done[name] = None
+
+    for name in sorted(schemas):
+        visit(name, ())
+    return list(done)
+
+
+def _named(value: Any) -> set[str]:
+    if isinstance(value, dict):
+        value = cast("dict[str, Any]", value)
+        own = {value["$ref"].rpartition("/")[2]} if isinstance(value.get("$ref"), str) else set[str]()
+        return own.union(*(_named(one) for one in value.values()))
+    return set[str]().union(*(_named(one) for one in cast("list[Any]", value))) if isinstance(value, list) else set()
+
+
+def _class(name: str, schema: dict[str, Any], schemas: dict[str, Any]) -> str:
+    fields = {field: _type(one, schemas) for field, one in schema["properties"].items()}
+    if all(field.isidentifier() and field not in {"from", "class"} for field in fields):
+        return "\n".join(
+            [f"class {name}(TypedDict, total=False):", *(f"    {key}: {kind}" for key, kind in fields.items()), ""]
+        )
+    inside = ", ".join(f'"{field}": {kind}' for field, kind in fields.items())
+    return f'{name} = TypedDict("{name}", {{{inside}}}, total=False)\n'
+
+
+def _type(schema: dict[str, Any], schemas: dict[str, Any]) -> str:
+    if "$ref" in schema:
+        name = schema["$ref"].rpartition("/")[2]
+        return name if "properties" in schemas[name] else _type(schemas[name], schemas)
+    if "anyOf" in schema:
+        return " | ".join(dict.fromkeys(_type(one, schemas) for one in schema["anyOf"]))
+    kind = schema.get("type")
+    if kind == "array":
+        return f"list[{_type(schema.get('items', {}), schemas)}]"
+    if kind == "object":
+        more: Any = schema.get("additionalProperties")
+        patterns = list(schema.get("patternProperties", {}).values())
+        inner = cast("dict[str, Any]", more if isinstance(more, dict) else patterns[0] if patterns else {})
+        return f"dict[str, {_type(inner, schemas)}]"
+    return SCALARS.get(kind, "Any") if isinstance(kind, str) else "Any"
+
+
+def _table(document: dict[str, Any], schemas: dict[str, Any]) -> str:
+    rows: list[str] = []
+    for path, methods in document["paths"].items():
+        for method, one in methods.items():
+            query = tuple(parameter["name"] for parameter in one.get("parameters", []) if parameter["in"] == "query")
+            content = one.get("requestBody", {}).get("content", {})
+            reference = content.get("application/json", {}).get("schema", {}).get("$ref", "")
+            schema = schemas.get(reference.rpartition("/")[2], {})
+            names = (query, tuple(schema.get("properties", {})), tuple(schema.get("required", [])))
+            values = ", ".join(repr(value) for value in (method.upper(), path, *names))
+            rows.append(f"    {one['operationId']!r}: Operation({values}),")
+    return "\n".join(["OPERATIONS: Final = {", *sorted(rows), "}", ""])
+
+
+def main(arguments: list[str]) -> int:
+    files = render(json.loads(DOCUMENT.read_text()))
+    if arguments == ["--check"]:
+        stale = [
+            name for name, text in files.items() if not (TARGET / name).exists() or (TARGET / name).read_text() != text
+        ]
+        if stale:
+            sys.stderr.write(f"not up to date: {', '.join(stale)}; run {Path(__file__).name}\n")
+        return 1 if stale else 0
+    for name, text in files.items():
+        (TARGET / name).write_text(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,56 @@
+"""The way to one sandbox: its paths, and its node where that can be reached directly."""
+
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+import httpx
+
+from sandlot._access import NodeAccess
+from sandlot._async.client import AsyncClient
+from sandlot._async.websocket import AsyncWebSocket
+from sandlot._commands import segment
+from sandlot._lines import NDJSON, LineReader
+from sandlot._requests import Request
+from sandlot.models import as_object, as_objects
+
+
+class AsyncRoute:
+    """Calls of one sandbox. Those of the data plane go to its node while `access` allows it."""
+
+    def __init__(self, client: AsyncClient, sandbox_id: str, access: NodeAccess | None = None) -> None:
+        self.client = client
+        self.sandbox_id = sandbox_id
+        self.path = f"/v1/sandboxes/{segment(sandbox_id)}"
+        self.access = access
+
+    async def call(self, method: str, path: str, **fields: Any) -> Any:
+        """Return the JSON of a data-plane call; `fields` are those of Request."""
+        return await self.client.call(Request(method, self.path + path, **fields), self.access)
+
+    def stream(self, path: str, **fields: Any) -> AbstractAsyncContextManager[httpx.Response]:
+        """Open a streamed answer of the data plane, once."""
+        return self.client.stream(Request("GET", self.path + path, **fields), self.access)
+
+    async def socket(self, path: str, query: Mapping[str, Any], subprotocol: str) -> AsyncWebSocket:
+        """Open a WebSocket of the data plane, once."""
+        return await self.client.socket(Request("GET", self.path + path, query=query), subprotocol, self.access)
+
+    async def lines(self, path: str, query: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
+        """Yield the objects of a stream of JSON lines, once: it ends where the connection does."""
+        async with self.stream(path, query=query, accept=NDJSON) as response:
+            reader = LineReader()
+            async for data in response.aiter_bytes():
+                for line in reader.feed(data):
+                    yield line
+
+    async def pages(self, path: str, query: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
+        """Yield the items of a list, page after page."""
+        asked = dict(query)
+        while True:
+            page = as_object(await self.call("GET", path, query=asked))
+            for item in as_objects(page.get("items")):
+                yield item
+            if not page.get("next_cursor"):
+                return
+            asked["cursor"] = page["next_cursor"]

@@ -1,0 +1,1 @@
+"""What a release leaves behind for the next one's tests."""

@@ -1,0 +1,1 @@
+"""What is kept of sandboxes and outlives them: what their programs wrote, and samples of their meters."""
