@@ -101,7 +101,7 @@ class NodeConfig(BaseSettings):
     registry_auth_file: Path | None = None
     """Credentials of registries in the form of `docker login` (`auths`), in a file of mode 600."""
 
-    log_mib: int = Field(default=64, ge=0, le=65_536)
+    sandbox_log_mib: int = Field(default=64, ge=0, le=65_536)
     """What is kept of a sandbox's output in its log, at most; 0: there are no logs."""
     log_days: float = Field(default=7, gt=0)
     """How long a log is kept after the end of its sandbox."""

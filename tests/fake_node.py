@@ -22,6 +22,7 @@ from live_stand import StandSandbox
 from sandboxd.app import files
 from sandboxd.app.bounds import Bounds
 from sandboxd.app.call import DataPlane, utc_now
+from sandboxd.app.query import Query
 from sandboxd.contract import CONTRACT_VERSION
 from sandboxd.contract.ids import image_id_from_digest, new_id, process_id_from_key
 from sandboxd.contract.messages import (
@@ -377,7 +378,10 @@ class FakeNode:
 
     async def _ports(self, request: web.Request) -> web.Response:
         self._live(request)
-        port = int(request.query.get("port", "8000"))
+        query = Query(request)
+        port = query.integer("port", 8000, 1, 65535)
+        query.number("wait_seconds", 0, 0, 60)
+        query.check()
         return web.json_response({"items": [{"port": port, "protocol": "tcp", "address": "0.0.0.0", "pid": 7}]})  # noqa: S104 - an answer
 
     async def _logs(self, request: web.Request) -> web.StreamResponse:

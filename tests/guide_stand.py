@@ -25,7 +25,7 @@ def session() -> str:
     said: list[str] = []
     text = "\n".join(blocks("pycon"))
     test = doctest.DocTestParser().get_doctest(text, {}, PAGE.name, str(PAGE), 0)
-    doctest.DocTestRunner(optionflags=_FLAGS).run(test, out=said.append)
+    doctest.DocTestRunner(verbose=False, optionflags=_FLAGS).run(test, out=said.append)
     return "".join(said)
 
 

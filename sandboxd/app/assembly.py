@@ -137,7 +137,7 @@ def make_manager(config: NodeConfig, parts: Parts, identity: Identity, boot_id: 
     """Make the manager over any parts."""
     shelf = Shelf(
         config.sandbox_logs_dir,
-        Bounds(log_bytes=config.log_mib * _MIB, all_bytes=config.log_disk_mib * _MIB, days=config.log_days),
+        Bounds(log_bytes=config.sandbox_log_mib * _MIB, all_bytes=config.log_disk_mib * _MIB, days=config.log_days),
     )
 
     def tools(changed: Callable[[str], None]) -> Tools:

@@ -24,6 +24,8 @@ _MAX_BODY_BYTES: Final = 16 * 1024 * 1024
 """Above every limit of a call of its own, which answers better."""
 _PEER: Final = struct.Struct("3i")
 _SHUTDOWN_SECONDS: Final = 2.0
+_READ_BYTES: Final = 256 * 1024
+"""Of one body, before its sender has to wait: what is on its way into a sandbox passes in pieces of this size."""
 
 
 def application(peers: Iterable[int], routes: Iterable[web.AbstractRouteDef]) -> web.Application:
@@ -42,6 +44,7 @@ def runner(app: web.Application) -> web.AppRunner:
         auto_decompress=False,  # what is small here must not be large there: compressed bodies are refused
         shutdown_timeout=_SHUTDOWN_SECONDS,
         keepalive_timeout=75,
+        read_bufsize=_READ_BYTES,
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from sandboxd.contract.messages import SandboxSpec
 from sandboxd.errors import LedgerError
 from sandboxd.ledger.base import SCHEMA_VERSION, Contents, Record
-from sandboxd.ledger.rows import PUT, SCHEMA, to_row
+from sandboxd.ledger.rows import PUT, make_tables, to_row
 
 
 @dataclass(slots=True)
@@ -62,8 +62,7 @@ class MemoryLedger:
 
     async def copy(self) -> bytes:
         with closing(sqlite3.connect(":memory:")) as memory:
-            for statement in SCHEMA:
-                memory.execute(statement)
+            make_tables(memory)
             memory.execute("UPDATE node SET epoch = ?", (self.contents.epoch,))
             memory.executemany(PUT, map(to_row, self.contents.records.values()))
             memory.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")

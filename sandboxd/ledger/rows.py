@@ -1,5 +1,6 @@
 """Ledger records as rows of SQLite: the schema and both directions."""
 
+import sqlite3
 from datetime import datetime
 from typing import Any, Final
 
@@ -41,6 +42,16 @@ COLUMNS: Final = (
 )
 PUT: Final = f"INSERT OR REPLACE INTO sandboxes ({COLUMNS}) VALUES ({', '.join('?' * 24)})"  # noqa: S608 - constants
 READ: Final = f"SELECT {COLUMNS} FROM sandboxes ORDER BY id"  # noqa: S608 - constants
+
+
+def make_tables(connection: sqlite3.Connection) -> None:
+    """Make what is missing, in a ledger of an earlier version too."""
+    for statement in SCHEMA:
+        connection.execute(statement)
+    present = {row[1] for row in connection.execute("PRAGMA table_info(sandboxes)")}
+    for name, kind in ADDED.items():
+        if name not in present:
+            connection.execute(f"ALTER TABLE sandboxes ADD COLUMN {name} {kind}")
 
 
 def to_row(record: Record) -> tuple[Any, ...]:

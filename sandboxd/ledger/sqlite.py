@@ -13,7 +13,7 @@ from typing import Final
 
 from sandboxd.errors import LedgerError
 from sandboxd.ledger.base import SCHEMA_VERSION, Contents, Record
-from sandboxd.ledger.rows import ADDED, PUT, READ, SCHEMA, from_row, to_row
+from sandboxd.ledger.rows import PUT, READ, from_row, make_tables, to_row
 
 _MAX_BATCH: Final = 512
 _FORMAT_AT: Final = 18
@@ -208,12 +208,7 @@ def _connect(path: Path) -> sqlite3.Connection:
         connection.execute("PRAGMA synchronous = NORMAL")
         _check_version(connection.execute("PRAGMA user_version").fetchone()[0])
         connection.execute("BEGIN IMMEDIATE")
-        for statement in SCHEMA:
-            connection.execute(statement)
-        present = {row[1] for row in connection.execute("PRAGMA table_info(sandboxes)")}
-        for name, kind in ADDED.items():
-            if name not in present:
-                connection.execute(f"ALTER TABLE sandboxes ADD COLUMN {name} {kind}")
+        make_tables(connection)
         connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         connection.execute("COMMIT")
     except BaseException:

@@ -130,6 +130,7 @@ async def test_an_attachment_that_goes_on(guest: Guest) -> None:
     process = await start(guest, "cat")
     async with guest.attach(process) as attachment:
         await attachment.send(encode(Frame(FrameKind.STDIN, 0, b"0123456789")))
+        await Reader(attachment).until_text(b"0123456789")
         await attachment.detach()
     async with guest.attach(process, after=4) as attachment:
         reader = Reader(attachment)

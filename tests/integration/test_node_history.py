@@ -190,7 +190,7 @@ async def test_an_idle_sandbox_is_asked_nothing(world: World) -> None:
 
 
 async def test_without_logs_nothing_is_kept(world: World) -> None:
-    world.settings["log_mib"] = 0
+    world.settings["sandbox_log_mib"] = 0
     async with node(world) as opened:
         sandbox_id = await opened.create()
         await start(opened, sandbox_id, "echo hello")

@@ -51,7 +51,7 @@ async def sampling(platform: Platform, raw: RawBox) -> list[Row]:
     """Rounds over idle groups, and silent sandboxes and short commands with and without anything kept."""
     rounds = await _rounds(raw)
     kept_core = await _quiet(platform)
-    with start(log_mib="0", metrics_disk_mib="0") as other:
+    with start(sandbox_log_mib="0", metrics_disk_mib="0") as other:
         core = await _quiet(other)
         (kept_ms, kept_cpu), (ms, cpu) = await _in_turn(platform, other)
     off = "the same with logs and samples switched off"

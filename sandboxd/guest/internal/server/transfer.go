@@ -24,7 +24,7 @@ const (
 	maxGlobBytes = 1024
 )
 
-// broken ends an answer that has begun, so that nobody takes it for whole.
+// brokenOff ends an answer that has begun, so that nobody takes it for whole.
 func brokenOff(what string, err error) {
 	journal.Note("%s: broken off: %v", what, err)
 	panic(http.ErrAbortHandler)
@@ -62,11 +62,7 @@ func (s *Server) readFile(w http.ResponseWriter, r *http.Request, _ string) *wir
 	header.Set("Sandlot-Offset", strconv.FormatInt(offset, 10))
 	header.Set("Sandlot-Size", strconv.FormatInt(reading.Size, 10))
 	w.WriteHeader(http.StatusOK)
-	content, err := reading.From(offset)
-	if err == nil {
-		_, err = io.CopyN(w, content, length)
-	}
-	if err != nil {
+	if err := reading.Send(w, offset, length); err != nil {
 		brokenOff(t.full, err)
 	}
 	return nil
