@@ -19,6 +19,7 @@ BLOCK: Final = 4096
 INODE: Final = 64
 DIRENT: Final = 12
 SLOT: Final = 32
+MOST_BLOCKS: Final = 2**32 - 1
 _LARGEST_TAIL: Final = 2048
 """A longer tail would leave too much of a block empty."""
 
@@ -32,14 +33,20 @@ class Layout:
     parents: dict[int, int] = field(default_factory=dict[int, int])
     directories: dict[int, tuple[int, int]] = field(default_factory=dict[int, tuple[int, int]])
     """Size, and the first of its full blocks."""
-    blocks: dict[int, int] = field(default_factory=dict[int, int])
-    """The first block of each content; of symbolic links too long to lie inline, by their node."""
+    units: "array[int]" = field(default_factory=lambda: array("I"))
+    rows: dict[int, int] = field(default_factory=dict[int, int])
+    """The first block of each content that is a unit, and of each that is a row of them; 0: it has none yet."""
     links: dict[int, int] = field(default_factory=dict[int, int])
+    """The block of each symbolic link that is too long to lie inline."""
     contents: "array[int]" = field(default_factory=lambda: array("q"))
     """In the order of the data."""
     meta_blocks: int = 0
     total_blocks: int = 0
     newest: int = 0
+
+    def block(self, content: int) -> int:
+        """Return where a content begins; 0 for one without bytes."""
+        return self.units[content] if content >= 0 else self.rows.get(content, 0)
 
 
 def lay_out(tree: FileTree, contents: Contents, first: Sequence[int] = ()) -> Layout:
@@ -146,10 +153,15 @@ def _data_order(tree: FileTree, layout: Layout, first: Sequence[int]) -> Iterato
 
 def _place_data(layout: Layout, contents: Contents, order: Iterable[int]) -> None:
     block = layout.meta_blocks
+    layout.units = array("I", bytes(4 * len(contents.sink.units)))
     for content in order:
         size = contents.size(content)
-        if size and content not in layout.blocks:
-            layout.blocks[content] = block
-            layout.contents.append(content)
-            block += -(-size // BLOCK)
+        if not size or layout.block(content):
+            continue
+        if content >= 0:
+            layout.units[content] = min(block, MOST_BLOCKS)
+        else:
+            layout.rows[content] = block
+        layout.contents.append(content)
+        block += -(-size // BLOCK)
     layout.total_blocks = block

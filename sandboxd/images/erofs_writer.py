@@ -22,6 +22,7 @@ from sandboxd.images.erofs import SUPERBLOCK_BYTES, SUPERBLOCK_OFFSET, SourceToo
 from sandboxd.images.erofs_layout import (
     BLOCK,
     DIRENT,
+    MOST_BLOCKS,
     SLOT,
     Layout,
     dirent_blocks,
@@ -44,7 +45,6 @@ _INLINE: Final = 2 << 1
 _REGULAR, _DIRECTORY, _SYMLINK = 1, 2, 7
 _GATHERED: Final = 1 << 20
 _SECOND: Final = 1_000_000_000
-_MOST_BLOCKS: Final = 2**32 - 1
 
 
 @dataclass(slots=True)
@@ -74,7 +74,7 @@ def write_image(
 ) -> tuple[Sum, Extents]:
     """Write the image; `tick` is called now and then and may raise. SourceTooLargeError."""
     layout = lay_out(tree, contents, first)
-    if layout.total_blocks > _MOST_BLOCKS:
+    if layout.total_blocks > MOST_BLOCKS:
         raise SourceTooLargeError("the image has more blocks than a file system can have")
     descriptor = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
@@ -116,7 +116,7 @@ class _Metadata:
             else:
                 content = self._tree.content(node)
                 size = self._contents.size(content)
-                self._inode(number, node, size, self._layout.blocks[content] if size else 0)
+                self._inode(number, node, size, self._layout.block(content))
 
     def _directory(self, number: int, node: int) -> None:
         tree, layout = self._tree, self._layout

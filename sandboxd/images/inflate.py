@@ -58,7 +58,8 @@ _FORMATS: Final[dict[bytes, Callable[[], _Decompressor]]] = {
     b"\xfd7zXZ\0": lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, _LZMA_MEMORY),
 }
 _ZSTD: Final = b"\x28\xb5\x2f\xfd"
-_MAGIC_BYTES: Final = 6
+_HEADER: Final = 512
+_USTAR_AT: Final = 257
 
 
 class Inflated:
@@ -103,8 +104,10 @@ class Inflated:
 
     def _chunks(self) -> Generator[bytes]:
         with self._path.open("rb") as file:
-            start = file.read(_MAGIC_BYTES)
+            start = file.read(_HEADER)
             file.seek(0)
+            if start[_USTAR_AT:].startswith(b"ustar"):
+                start = b""  # a plain archive, whatever its first file is called
             if start.startswith(_ZSTD):
                 yield from self._zstd(file)
                 return

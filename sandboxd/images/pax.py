@@ -1,5 +1,6 @@
 """Numbers of tar headers, and extended headers: `length key=value` records."""
 
+from functools import lru_cache
 from typing import Final
 
 from sandboxd.images.erofs import SourceDamagedError
@@ -41,6 +42,7 @@ def pax_time(value: bytes) -> int:
     return sign * (int(seconds) * 1_000_000_000 + int(fraction[:9].ljust(9, b"0")))
 
 
+@lru_cache(4096)
 def number(field: bytes) -> int:
     """Read a number of a header: octal digits, or binary behind a mark."""
     first = field[0]

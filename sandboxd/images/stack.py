@@ -20,6 +20,8 @@ _WHITEOUT: Final = b".wh."
 _OPAQUE: Final = b".wh..wh..opq"
 _META: Final = b".wh..wh."
 _LINKS: Final = 40
+_STEPS: Final = 20_000_000
+"""Names gone through because links say so, in all: a few bytes of archive can ask for thousands."""
 _SPECIAL: Final = {
     Kind.CHARACTER_DEVICE: "devices",
     Kind.BLOCK_DEVICE: "devices",
@@ -79,12 +81,16 @@ class Stack:
         """Whether a node was made or described by the layer at hand: one byte each, grown with the tree."""
         self._linked: set[tuple[int, bytes]] = set()
         """Names of this layer for files of lower ones."""
+        self._emptied: set[int] = set()
+        """Directories in which nothing of lower layers is left."""
+        self._steps = 0
         self._way: tuple[bytes, int] | None = None
 
     def add(self, archive: TarStream, *, strict: bool = False) -> None:
         """Lay an archive over what is there. `strict`: it stands alone, and nothing in it is left out or led astray."""
         self._layers = bytearray(len(self._tree))
         self._linked.clear()
+        self._emptied.clear()
         self._way = None
         for entry in archive:
             parts = parts_of(entry.name)
@@ -94,6 +100,8 @@ class Stack:
             elif parts and parts[-1].startswith(_WHITEOUT):
                 self._hide(parts, entry.name)
                 continue
+            elif _META in entry.name:
+                continue  # the same in a directory
             if entry.xattrs:
                 self.dropped.note_xattrs(entry.name, entry.xattrs)
             self._take(archive, parts, entry, strict=strict)
@@ -205,6 +213,9 @@ class Stack:
         pending = [directory]
         while pending:
             at = pending.pop()
+            if at in self._emptied:
+                continue
+            self._emptied.add(at)
             for name, node in list(self._tree.children(at).items()):
                 if (at, name) in self._linked:
                     continue
@@ -250,12 +261,13 @@ class Stack:
                 if strict:
                     raise ImageBuildError(f"{shown(whole)} leads through a symbolic link: {shown(part)}")
                 links += 1
-                if links > _LINKS:
+                words = [word for word in reversed(tree.target(node).split(b"/")) if word not in {b"", b"."}]
+                self._steps += len(words)
+                if links > _LINKS or self._steps > _STEPS:
                     raise ImageBuildError(f"{shown(whole)} leads through links without end")
-                target = tree.target(node)
-                if target.startswith(b"/"):
+                if tree.target(node).startswith(b"/"):
                     way = [ROOT]
-                pending += [word for word in reversed(target.split(b"/")) if word not in {b"", b"."}]
+                pending += words
                 continue
             if node is None or not tree.is_directory(node):
                 if not make:

@@ -226,7 +226,7 @@ class TarStream:
 
 def _check_sum(header: bytes) -> None:
     wanted = number(header[148:156])
-    total = 256 + sum(header[:148]) + sum(header[156:])
+    total = 256 + sum(header.rstrip(b"\0")) - sum(header[148:156])
     if total != wanted:
         # Some old programs added the bytes as signed ones.
         signed = total - 256 * sum(byte > 127 for byte in header[:148] + header[156:])

@@ -21,6 +21,7 @@ import pool
 from files import files
 from harness import Platform, cache_dir
 from harness import platform as start
+from images import images
 from raw_sandbox import TOKEN, RawBox, RawSandbox, raw_box
 from report import PAGE, Row, median, percentile, render
 from sandboxd.contract.frames import MEDIA_TYPE
@@ -400,6 +401,7 @@ BENCHMARKS: dict[str, Callable[[Platform, RawBox], Awaitable[list[Row]]]] = {
     "terminal": terminal,
     "api_overhead": api_overhead,
     "idle": idle,
+    "images": images,
     **pool.benchmarks(client),
     "sampling": lambda platform, raw: importlib.import_module("sampling").sampling(platform, raw),
 }
