@@ -7,7 +7,6 @@ from collections.abc import Generator
 from pathlib import Path
 
 from network_world import World
-from sandboxd.contract.ids import new_id
 from sandboxd.contract.tunnels import NodeTunnel
 
 PATIENCE_SECONDS = 20
@@ -22,12 +21,6 @@ def tunnel(
     return NodeTunnel.model_validate(
         {"id": f"tun{letter * 20}", "port": port, "kind": kind, "allow_cidrs": allow_cidrs or []}
     )
-
-
-def fresh_tunnel(kind: str = "tcp", port: int = 7000) -> NodeTunnel:
-    import os
-
-    return NodeTunnel.model_validate({"id": new_id("tun", os.urandom), "port": port, "kind": kind})
 
 
 class Server:
@@ -85,7 +78,9 @@ def serving(pin: Path, port: int, address: str = "") -> Generator[Server]:
         server.stop()
 
 
-def connect(pin: Path, address: str, port: int, *, source: str = "", timeout: float = PATIENCE_SECONDS) -> socket.socket:
+def connect(
+    pin: Path, address: str, port: int, *, source: str = "", timeout: float = PATIENCE_SECONDS
+) -> socket.socket:
     """Connect by TCP from a namespace."""
     return World.do(pin, lambda: socket.create_connection((address, port), timeout, (source, 0) if source else None))
 

@@ -37,6 +37,11 @@ class NoPublicPortError(NetworkError):
 class Network(Protocol):
     """Slots of one node. Complete undo, and recovery by looking at what exists."""
 
+    @property
+    def public_address(self) -> str:
+        """The host's address towards the internet, where its public ports are; a loopback one if there is none."""
+        ...
+
     async def start(self, in_use: dict[str, int], tunnels: Mapping[str, Sequence[NodeTunnel]] | None = None) -> None:
         """Make or adopt the router namespace and its table; keep the slots in use (sandbox id to index), no others.
 

@@ -43,6 +43,10 @@ class FakeNetwork:
             [error or NetworkError(f"{operation} was told to fail")] * times
         )
 
+    @property
+    def public_address(self) -> str:
+        return "127.0.0.1"
+
     async def start(self, in_use: dict[str, int], tunnels: Mapping[str, Sequence[NodeTunnel]] | None = None) -> None:
         self._check("start", started=False)
         for index in set(self.slots) - set(in_use.values()):

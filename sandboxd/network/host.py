@@ -106,6 +106,13 @@ class HostSide:
         with refusals("the host's addresses cannot be read"), Links() as links:
             return frozenset(address.ip for address in links.addresses())
 
+    def public_address(self) -> IPv4Address | None:
+        """Return the host's address on the way to the internet."""
+        with refusals("the host's addresses cannot be read"), Links() as links:
+            device = _default_device(links)
+            found = [] if device is None else links.addresses(device.index)
+            return found[0].ip if found else None
+
     def mtu(self) -> int:
         """Return the MTU towards the internet."""
         with refusals("the host's routes cannot be read"), Links() as links:

@@ -44,6 +44,8 @@ _KEPT_PER_POOLED = 8
 _VACATE_SECONDS = 1.0
 _VACATE_INTERVAL_SECONDS = 0.02
 
+_LOOPBACK = IPv4Address("127.0.0.1")
+
 _log = structlog.get_logger(__name__)
 _T = TypeVar("_T")
 
@@ -83,6 +85,11 @@ class KernelNetwork:
         self._sockets: queue.SimpleQueue[socket.socket] = queue.SimpleQueue()
         self._refill: Future[None] | None = None
         self._node_addresses: frozenset[IPv4Address] = frozenset()
+        self._public_address = _LOOPBACK
+
+    @property
+    def public_address(self) -> str:
+        return str(self._public_address)
 
     async def start(self, in_use: dict[str, int], tunnels: Mapping[str, Sequence[NodeTunnel]] | None = None) -> None:
         try:
@@ -117,6 +124,8 @@ class KernelNetwork:
 
     async def open_tunnel(self, slot: Slot, tunnel: NodeTunnel) -> NodeTunnel:
         self._running()
+        if not any(held.index == slot.index for held in self._held.values()):
+            raise NetworkError(f"slot {slot.index} is nobody's")
         return await self._tunnels.open(slot, tunnel)
 
     async def close_tunnel(self, tunnel_id: str) -> None:
@@ -162,6 +171,7 @@ class KernelNetwork:
         """Also fills the pool again where that has failed."""
         router = self._running()
         await self._thread("host").run(self._host.repair)
+        self._public_address = await self._thread("host").run(self._host.public_address) or _LOOPBACK
         addresses = await self._thread("host").run(self._host.addresses)
         if addresses != self._node_addresses:
             await self._thread("router").run(partial(router.set_node_addresses, self._node_addresses, addresses))
@@ -203,6 +213,7 @@ class KernelNetwork:
         self._node_addresses = addresses
         # The table stands before the way out does.
         await host.run(self._host.set_up)
+        self._public_address = await host.run(self._host.public_address) or _LOOPBACK
         self._node_addresses = await host.run(self._host.addresses)
         await thread.run(partial(router.set_node_addresses, addresses, self._node_addresses))
         self._held = {owner: plan.slot(index) for owner, index in in_use.items() if index in existing}
