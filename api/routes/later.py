@@ -18,7 +18,6 @@ _BELOW_SANDBOX: Final = (
     "resume",
     "snapshot",
     "tokens",
-    "tunnels",
 )
 _COLLECTIONS: Final = (
     "audit",
