@@ -156,7 +156,7 @@ def _promise(
             return claim
     found = store.insert_new(connection, project_id, sandbox, or_existing=or_existing)
     if found.created:
-        tunnel_store.insert_all(connection, found.sandbox)
+        tunnel_store.insert_all(connection, project_id, found.sandbox)
     if key is not None and not found.created:
         key_store.stand_for(connection, project_id, key, resource_id=found.sandbox.id)
         key_store.finish(connection, project_id, key, status=200)

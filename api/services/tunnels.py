@@ -87,7 +87,7 @@ async def patch(platform: Platform, caller: Caller, sandbox_id: str, tunnel_id: 
         raise invalid_field("/visibility", "value_error", f"nobody could check a token on a {row.kind} tunnel")
     spec = store.spec_of(row).model_copy(update=changes)
     report = await _put(platform, caller, sandbox, row, spec)
-    changed = await platform.database.write(store.change, row, spec)
+    changed = await platform.database.write(store.change, caller.project_id, row, spec)
     return _shown(platform, sandbox, changed, report)
 
 
@@ -100,7 +100,7 @@ async def close(platform: Platform, caller: Caller, sandbox_id: str, tunnel_id: 
         call = platform.nodes.close_tunnel(member.address, sandbox_id, tunnel_id, epoch=member.epoch)
         await _told(platform, caller, sandbox, call)
         _note(platform, sandbox_id, tunnel_id, None)
-    await platform.database.write(store.remove, row)
+    await platform.database.write(store.remove, caller.project_id, row)
 
 
 async def _open(
@@ -116,7 +116,7 @@ async def _open(
     except ProblemError as problem:
         # Where nobody knows what the node has done, the record stays: asked again, the same tunnel is opened.
         if created and problem.code not in {"node_unreachable", "deadline_exceeded"}:
-            await platform.database.write(store.remove, row)
+            await platform.database.write(store.remove, caller.project_id, row)
         raise
     return _shown(platform, sandbox, row, report), created
 

@@ -48,11 +48,12 @@ def row_of(sandbox: Sandbox, tunnel_id: str, spec: TunnelSpec, now_us: int) -> T
     )
 
 
-def insert_all(connection: Connection, sandbox: Sandbox) -> None:
+def insert_all(connection: Connection, project_id: str, sandbox: Sandbox) -> None:
     """Add the tunnels that a new sandbox was asked for with."""
     for each in sandbox.spec.get("tunnels") or ():
         tunnel = NodeTunnel(**each)
-        connection.execute(_INSERT, row_of(sandbox, tunnel.id, tunnel.spec(), tunnel.created_at_us).__dict__)
+        row = row_of(sandbox, tunnel.id, tunnel.spec(), tunnel.created_at_us)
+        connection.execute(_INSERT, {**row.__dict__, "project_id": project_id})
 
 
 def insert_new(connection: Connection, project_id: str, tunnel: Tunnel) -> tuple[Tunnel, bool]:
@@ -96,20 +97,20 @@ def of_sandbox(connection: Connection, project_id: str, sandbox_id: str) -> list
     return [_record(row) for row in rows]
 
 
-def change(connection: Connection, tunnel: Tunnel, spec: TunnelSpec) -> Tunnel:
+def change(connection: Connection, project_id: str, tunnel: Tunnel, spec: TunnelSpec) -> Tunnel:
     """Write what may change of a tunnel."""
     changes = {"visibility": spec.visibility, "allow_cidrs": list(spec.allow_cidrs)}
-    connection.execute(_CHANGE, _keys(tunnel) | {f"v_{name}": value for name, value in changes.items()})
+    connection.execute(_CHANGE, _keys(project_id, tunnel) | {f"v_{name}": value for name, value in changes.items()})
     return tunnel.model_copy(update=changes)
 
 
-def remove(connection: Connection, tunnel: Tunnel) -> None:
+def remove(connection: Connection, project_id: str, tunnel: Tunnel) -> None:
     """Remove one. Idempotent."""
-    connection.execute(_DELETE, _keys(tunnel))
+    connection.execute(_DELETE, _keys(project_id, tunnel))
 
 
-def _keys(tunnel: Tunnel) -> dict[str, Any]:
-    return {"p_project": tunnel.project_id, "p_sandbox": tunnel.sandbox_id, "p_id": tunnel.id}
+def _keys(project_id: str, tunnel: Tunnel) -> dict[str, Any]:
+    return {"p_project": project_id, "p_sandbox": tunnel.sandbox_id, "p_id": tunnel.id}
 
 
 def _record(row: Row[Any]) -> Tunnel:
