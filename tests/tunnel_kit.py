@@ -164,7 +164,7 @@ class Outside:
         handle = os.open(self.pin, os.O_RDONLY)
         try:
             with Links() as links:
-                links.make_veth(End(name=self._link, mac=near), End(name="eth0", mac=far, index=7), handle, 1500)
+                links.make_veth(End(name=self._link, mac=near), End(name="eth0", mac=far), handle, 1500)
                 link = links.find(self._link)
                 assert link is not None
                 links.configure(link.index, address=self.host, neighbour=Neighbour(self.address.ip, far))
@@ -175,6 +175,8 @@ class Outside:
             with Links() as links:
                 links.configure(1)
                 there = Neighbour(self.host.ip, near)
-                links.configure(7, address=self.address, neighbour=there, gateway=there.address)
+                eth0 = links.find("eth0")
+                assert eth0 is not None
+                links.configure(eth0.index, address=self.address, neighbour=there, gateway=there.address)
 
         World.do(self.pin, inside)
