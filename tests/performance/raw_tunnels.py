@@ -27,11 +27,10 @@ SECONDS, FRAMES, PACKETS = 10, 60, 60
 _EXAMPLES: Final = Path(__file__).resolve().parents[2] / "examples"
 _STREAM, _CAMERA = 7000, 5004
 _SERVER: Final = f"""
-import socket
+import socket, threading
 listening = socket.create_server(("0.0.0.0", {_STREAM}))
 data = bytes(1 << 20)
-while True:
-    connection, _ = listening.accept()
+def talk(connection):
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     wanted = connection.recv(1)
     if wanted == b"d":
@@ -46,6 +45,8 @@ while True:
         while byte := connection.recv(1):
             connection.sendall(byte)
     connection.close()
+while True:
+    threading.Thread(target=talk, args=(listening.accept()[0],)).start()
 """
 
 Connect = Callable[[], socket.socket]
