@@ -113,7 +113,9 @@ def router_part(tunnels: Sequence[RawTunnel]) -> TablePart:
 """,
         forward=f"""
     iifname "{UPLINK}" oifname {sandboxes} ct status dnat ct direction original ct mark @{IN} accept
+    iifname "{UPLINK}" oifname {sandboxes} ct status dnat ct direction original drop
     iifname {sandboxes} oifname "{UPLINK}" ct status dnat ct direction reply ct mark @{OUT} accept
+    iifname {sandboxes} oifname "{UPLINK}" ct status dnat ct direction reply drop
 """,
         chains=f"""
   chain tunnels {{
