@@ -76,7 +76,8 @@ async def target(stand: Stand) -> Target:
 
 
 async def attempt(stand: Stand, key: str | None, method: str, path: str, template: str, **options: Any) -> Answer:
-    body = BODIES.get(template.rpartition("/")[2]) if method in {"post", "patch"} else None
+    takes_json = method in {"post", "patch"} or (method == "put" and template.endswith("/egress"))
+    body = BODIES.get(template.rpartition("/")[2]) if takes_json else None
     return await stand.with_key(key).call(method.upper(), path, body, **options)
 
 
