@@ -11,6 +11,7 @@ from api.app.dispatch import Dispatcher
 from api.app.edge import Edge
 from api.config import VERSION
 from api.routes import (
+    egress,
     files,
     history,
     later,
@@ -32,6 +33,7 @@ _ROUTERS: Final = (
     sandboxes.router,
     processes.router,
     sockets.router,
+    egress.router,
     files.router,
     ports.router,
     tunnels.router,

@@ -118,6 +118,7 @@ def real_parts(config: NodeConfig) -> Parts:
         uplink_range=config.uplink_range,
         pool_size=config.slot_pool_size,
         tunnel_ports=config.public_ports,
+        platform=config.platform,
     )
     runtime = RunscRuntime(
         runsc=config.runsc_path,
@@ -149,6 +150,7 @@ def make_manager(config: NodeConfig, parts: Parts, identity: Identity, boot_id: 
             runtime=parts.runtime,
             hooks=_hooks(config, parts),
             ledger=parts.ledger,
+            network=parts.network,
             clock=parts.clock,
             points=parts.points,
             changed=changed,

@@ -1,9 +1,11 @@
 """A network in memory, which fails when told to. It keeps the contract, and reaches nothing."""
 
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from ipaddress import IPv4Address
 from pathlib import Path
 
+from netpolicy.platform import PLATFORM
 from sandboxd.contract.messages import EgressSpec
 from sandboxd.contract.tunnels import NodeTunnel
 from sandboxd.network.base import NetworkError, NoPublicPortError, Slot
@@ -29,9 +31,13 @@ class FakeNetwork:
         self.held: dict[str, int] = {}
         self.bytes: dict[str, tuple[int, int]] = {}
         """What `counters` answers."""
+        self.closes = 0
+        """What the next `apply_egress` that changes something answers."""
+        self.learned: dict[int, list[tuple[str, tuple[IPv4Address, ...], int]]] = {}
         self.repairs = 0
         self.complaints: list[str] = []
         """What `problems` answers."""
+        self.platform = PLATFORM
         self._limit = slots
         self._ports = tunnel_ports
         self._failures: dict[str, list[Exception]] = {}
@@ -77,9 +83,24 @@ class FakeNetwork:
             raise NetworkError(f"slot {index} of {sandbox_id} does not exist")
         return self.slots[index]
 
-    async def apply_egress(self, slot: Slot, egress: EgressSpec) -> None:
-        self._check("apply_egress")
+    async def apply_egress(self, slot: Slot, egress: EgressSpec) -> int:
+        egress.policy()
+        try:
+            self._check("apply_egress")
+        except Exception:
+            self.egress[slot.index] = EgressSpec(mode="blocked")
+            raise
+        changed = self.egress.get(slot.index) != egress
         self.egress[slot.index] = egress
+        closed, self.closes = self.closes, 0
+        return closed if changed else 0
+
+    async def learn(self, address: str, name: str, addresses: Iterable[IPv4Address], seconds: int) -> None:
+        self._check("learn")
+        index = next((slot.index for slot in self.slots.values() if slot.address == address), None)
+        if index is None:
+            raise NetworkError(f"no sandbox is at {address}")
+        self.learned.setdefault(index, []).append((name, tuple(addresses), seconds))
 
     async def open_tunnel(self, slot: Slot, tunnel: NodeTunnel) -> NodeTunnel:
         self._check("open_tunnel")
@@ -111,6 +132,7 @@ class FakeNetwork:
             del self.held[sandbox_id]
             self.slots.pop(index, None)
             self.egress.pop(index, None)
+            self.learned.pop(index, None)
 
     def open_socket(self) -> socket.socket:
         self._check("open_socket")

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
 
-from netpolicy.compile import UPLINK, Change, host_table
+from netpolicy.compile import UPLINK, host_table
+from netpolicy.elements import Change
 from netpolicy.firewall import Firewall, FirewallError, delete_table, load_table, table_text
+from netpolicy.platform import PLATFORM, Platform
 from netpolicy.tunnels import HOST_TUNNELS, RawTunnel, host_element, host_part
 from sandboxd.network import coexistence
 from sandboxd.network.base import NetworkError
@@ -46,7 +48,10 @@ class Uplink:
 class HostSide:
     """What one instance has in the host's namespace."""
 
-    def __init__(self, *, instance: str, uplink_range: IPv4Network, router_pin: Path) -> None:
+    def __init__(
+        self, *, instance: str, uplink_range: IPv4Network, router_pin: Path, platform: Platform = PLATFORM
+    ) -> None:
+        self._platform = platform
         self.link_name = f"sl{instance}"
         self.table_name = f"sandlot_{instance}"
         self._range = uplink_range
@@ -137,14 +142,14 @@ class HostSide:
         if self._uplink is None:
             raise NetworkError("the uplink is not there yet")
         router = self._uplink.router.ip
-        load_table(
-            host_table(
-                name=self.table_name,
-                uplink=self.link_name,
-                address=router,
-                tunnels=host_part(self.tunnels, uplink=self.link_name, router=router),
-            )
+        text = host_table(
+            name=self.table_name,
+            uplink=self.link_name,
+            address=router,
+            platform=self._platform,
+            tunnels=host_part(self.tunnels, uplink=self.link_name, router=router),
         )
+        load_table(text)
         self._loaded = self._text()
         coexistence.accept_forwarding(self.link_name, self.table_name)
         self._generation = self._firewall.generation()

@@ -13,8 +13,8 @@ from typing import Literal, Protocol, TypeVar, cast
 
 import structlog
 
-from netpolicy.compile import Change
 from netpolicy.connections import Connections, Flow, answers_to
+from netpolicy.elements import Change
 from netpolicy.firewall import Firewall
 from netpolicy.tunnels import IN, OUT, RawTunnel, router_elements, source_elements
 from sandboxd.contract.tunnels import NodeTunnel

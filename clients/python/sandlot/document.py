@@ -19,8 +19,42 @@ class CallerView(TypedDict, total=False):
     kind: str
 
 
+class EgressLimits(TypedDict, total=False):
+    connections: int
+    new_connections_per_second: int
+    up_bytes_per_second: int | None
+    down_bytes_per_second: int | None
+
+
+class ShownPolicy(TypedDict, total=False):
+    mode: str
+    allow: list[str]
+    deny: list[str]
+    inject: list[dict[str, Any]]
+    limits: EgressLimits
+
+
+class ChangedEgress(TypedDict, total=False):
+    policy: ShownPolicy
+    generation: int
+    applied_generation: int
+    applied_at: str | None
+    state: str
+    closed_connections: int
+
+
+class Limits(TypedDict, total=False):
+    connections: int
+    new_connections_per_second: int
+    up_bytes_per_second: int | None
+    down_bytes_per_second: int | None
+
+
 class EgressPolicy(TypedDict, total=False):
     mode: str
+    allow: list[str]
+    deny: list[str]
+    limits: Limits
 
 
 class ResourcesRequest(TypedDict, total=False):
@@ -85,11 +119,20 @@ class DirectorySpec(TypedDict, total=False):
     parents: bool
 
 
-class EgressLimits(TypedDict, total=False):
-    connections: int
-    new_connections_per_second: int
-    up_bytes_per_second: int | None
-    down_bytes_per_second: int | None
+class Egress(TypedDict, total=False):
+    policy: ShownPolicy
+    generation: int
+    applied_generation: int
+    applied_at: str | None
+    state: str
+
+
+class EgressExplanation(TypedDict, total=False):
+    verdict: str
+    source: str
+    rule: str | None
+    reason: str | None
+    hint: str | None
 
 
 class EgressState(TypedDict, total=False):
@@ -104,6 +147,11 @@ class ErrorPage(TypedDict, total=False):
     title: str
     retryable: bool
     hint: str
+
+
+class ExplainEgress(TypedDict, total=False):
+    destination: str
+    policy: EgressPolicy | None
 
 
 class ExtendSandbox(TypedDict, total=False):

@@ -56,9 +56,13 @@ OPERATIONS: Final = {
     "delete_sandbox": Operation("DELETE", "/v1/sandboxes/{sandbox_id}", ("grace_seconds", "wait_seconds"), (), ()),
     "delete_sandboxes": Operation("POST", "/v1/sandboxes/delete", (), ("filter", "dry_run"), ("filter",)),
     "dial_port": Operation("GET", "/v1/sandboxes/{sandbox_id}/dial", ("port",), (), ()),
+    "explain_egress": Operation(
+        "POST", "/v1/sandboxes/{sandbox_id}/egress/explain", (), ("destination", "policy"), ("destination",)
+    ),
     "extend_sandbox": Operation(
         "POST", "/v1/sandboxes/{sandbox_id}/extend", (), ("timeout_seconds",), ("timeout_seconds",)
     ),
+    "get_egress": Operation("GET", "/v1/sandboxes/{sandbox_id}/egress", (), (), ()),
     "get_error": Operation("GET", "/errors/{code}", (), (), ()),
     "get_health": Operation("GET", "/healthz", (), (), ()),
     "get_me": Operation("GET", "/v1/me", (), (), ()),
@@ -130,6 +134,9 @@ OPERATIONS: Final = {
     ),
     "patch_tunnel": Operation(
         "PATCH", "/v1/sandboxes/{sandbox_id}/tunnels/{tunnel_id}", (), ("visibility", "allow_cidrs"), ()
+    ),
+    "put_egress": Operation(
+        "PUT", "/v1/sandboxes/{sandbox_id}/egress", (), ("mode", "allow", "deny", "limits"), ("mode",)
     ),
     "read_archive": Operation(
         "GET", "/v1/sandboxes/{sandbox_id}/archive", ("path", "path_base64", "user", "format", "exclude"), (), ()
