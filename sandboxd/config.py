@@ -5,10 +5,26 @@ from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import AfterValidator, Field, StringConstraints
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from netpolicy.platform import Platform, check_exception
+from netpolicy.tunnels import HIGHEST_PORT, LOWEST_PORT
+
+ReachableNetwork = Annotated[IPv4Network, AfterValidator(check_exception)]
+
 InstanceName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9]{0,7}$")]
+
+
+def _port_range(text: str) -> str:
+    first, last = (int(part) for part in text.split("-"))
+    if not LOWEST_PORT <= first <= last <= HIGHEST_PORT:
+        msg = f"must be first-last, within {LOWEST_PORT} and {HIGHEST_PORT}"
+        raise ValueError(msg)
+    return text
+
+
+PortRange = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,5}-[0-9]{1,5}$"), AfterValidator(_port_range)]
 
 
 class NodeConfig(BaseSettings):
@@ -85,8 +101,17 @@ class NodeConfig(BaseSettings):
     """Where the link between the host and the router namespace finds a free pair of addresses."""
     sandbox_range: IPv4Network = IPv4Network("10.231.0.0/16")
     """Sandbox addresses. They exist in the router namespace only, so instances may share them."""
+    tunnel_ports: PortRange = "20000-29999"
+    """The public ports of tcp and udp tunnels: `first-last`, not above 32767, where Linux takes its own."""
+    tunnel_host: str | None = Field(default=None, min_length=1, max_length=253)
+    """The name or address by which the node's public ports are reached; default: its address towards the internet."""
     resolvers: tuple[str, ...] = ("1.1.1.1", "8.8.8.8")
-    """What an `open` sandbox asks for names; a public address, because no private one is reachable."""
+    """What a sandbox asks for names; public addresses, because no private one is reachable. Where its policy has names,
+    the node answers in their place."""
+    egress_exceptions: tuple[ReachableNetwork, ...] = ()
+    """Private networks that policies may allow all the same. Never the host's own addresses, loopback or link-local."""
+    egress_denied: tuple[IPv4Network, ...] = ()
+    """Networks that no sandbox reaches, beside the private ones."""
 
     default_registry: str = "docker.io"
     """The registry of an image reference that names none."""
@@ -122,6 +147,12 @@ class NodeConfig(BaseSettings):
     """The least that is logged."""
 
     @property
+    def public_ports(self) -> range:
+        """The ports of `tunnel_ports`."""
+        first, last = (int(part) for part in self.tunnel_ports.split("-"))
+        return range(first, last + 1)
+
+    @property
     def runsc_path(self) -> Path:
         """The runsc to run, links resolved: an update of the cache must not change it under a live node."""
         return (self.runsc or self.cache_dir / "runsc" / "current" / "runsc").resolve()
@@ -130,6 +161,12 @@ class NodeConfig(BaseSettings):
     def guest_path(self) -> Path:
         """The directory with the guest binary, links resolved for the same reason."""
         return (self.guest_dir or self.cache_dir / "guest" / "current").resolve()
+
+    @property
+    def platform(self) -> Platform:
+        """What no sandbox of this node reaches, but for the host's own addresses, which are seen, not set."""
+        denied = (*self.egress_denied, self.sandbox_range, self.uplink_range)
+        return Platform(extra_denied=denied, exceptions=self.egress_exceptions)
 
     @property
     def api_socket_path(self) -> Path:

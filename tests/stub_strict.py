@@ -16,7 +16,6 @@ _PLANNED_FIELDS = {
     "snapshot",
     "secret_env",
     "auto_resume",
-    "tunnels",
 }
 
 

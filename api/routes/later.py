@@ -11,14 +11,13 @@ router = APIRouter()
 
 _BELOW_SANDBOX: Final = (
     "access",
-    "egress",
+    "egress/decisions",
     "events",
     "fork",
     "pause",
     "resume",
     "snapshot",
     "tokens",
-    "tunnels",
 )
 _COLLECTIONS: Final = (
     "audit",

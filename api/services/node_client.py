@@ -17,13 +17,24 @@ import aiohttp
 from pydantic import BaseModel, ValidationError
 from yarl import URL
 
-from sandboxd.contract.messages import EnsureSandbox, PatchSandbox, SandboxReport
+from sandboxd.contract.messages import (
+    EgressExplained,
+    EgressReport,
+    EnsureSandbox,
+    ExplainOnNode,
+    PatchSandbox,
+    PutEgress,
+    SandboxReport,
+)
 from sandboxd.contract.problems import CODES, MEDIA_TYPE, ProblemError
+from sandboxd.contract.tunnels import PutTunnel, TunnelReport, TunnelReportList
 
 REQUEST_ID: Final = "Sandlot-Request-Id"
 _READ_BUFFER: Final = 512 * 1024
 _SLACK_SECONDS: Final = 5.0
 """A node ends its own work at the deadline; this long its answer may take."""
+_TUNNEL_SECONDS: Final = 40.0
+"""A node waits some time for a sandbox that is on its way."""
 _BASE: Final = "http://node"
 _UNKNOWN: Final = frozenset({"internal", "operation_in_progress", "sandbox_not_ready"})
 """Problems that do not say what has become of the sandbox."""
@@ -102,6 +113,14 @@ class NodeClient:
     async def patch(self, address: str, sandbox_id: str, body: PatchSandbox) -> SandboxReport:
         return await self._call(address, "PATCH", f"/node/v1/sandboxes/{sandbox_id}", seconds=10, body=body)
 
+    async def put_egress(self, address: str, sandbox_id: str, body: PutEgress) -> EgressReport:
+        path = f"/node/v1/sandboxes/{sandbox_id}/egress"
+        return await self._call_for(EgressReport, address, "PUT", path, seconds=30, body=body)
+
+    async def explain_egress(self, address: str, sandbox_id: str, body: ExplainOnNode) -> EgressExplained:
+        path = f"/node/v1/sandboxes/{sandbox_id}/egress/explain"
+        return await self._call_for(EgressExplained, address, "POST", path, seconds=5, body=body)
+
     async def stop(
         self, address: str, sandbox_id: str, *, generation: int, epoch: int, grace_seconds: float, wait_seconds: float
     ) -> SandboxReport:
@@ -115,6 +134,19 @@ class NodeClient:
         seconds = wait_seconds + _SLACK_SECONDS
         return await self._call(address, "DELETE", f"/node/v1/sandboxes/{sandbox_id}", seconds=seconds, query=query)
 
+    async def put_tunnel(self, address: str, sandbox_id: str, tunnel_id: str, body: PutTunnel) -> TunnelReport:
+        path = f"/node/v1/sandboxes/{sandbox_id}/tunnels/{tunnel_id}"
+        return await self._call_for(TunnelReport, address, "PUT", path, seconds=_TUNNEL_SECONDS, body=body)
+
+    async def close_tunnel(self, address: str, sandbox_id: str, tunnel_id: str, *, epoch: int) -> None:
+        path = f"/node/v1/sandboxes/{sandbox_id}/tunnels/{tunnel_id}"
+        query = {"epoch": str(epoch)}
+        await self._call_for(_Nothing, address, "DELETE", path, seconds=_TUNNEL_SECONDS, query=query)
+
+    async def tunnels(self, address: str, sandbox_id: str) -> list[TunnelReport]:
+        path = f"/node/v1/sandboxes/{sandbox_id}/tunnels"
+        return (await self._call_for(TunnelReportList, address, "GET", path, seconds=10)).items
+
     async def _call(
         self,
         address: str,
@@ -125,6 +157,19 @@ class NodeClient:
         body: BaseModel | None = None,
         query: dict[str, str] | None = None,
     ) -> SandboxReport:
+        return await self._call_for(SandboxReport, address, method, path, seconds=seconds, body=body, query=query)
+
+    async def _call_for(
+        self,
+        model: type[ModelT],
+        address: str,
+        method: str,
+        path: str,
+        *,
+        seconds: float,
+        body: BaseModel | None = None,
+        query: dict[str, str] | None = None,
+    ) -> ModelT:
         data = None if body is None else body.model_dump_json(exclude_unset=method == "PATCH").encode()
         headers = None if body is None else {"Content-Type": "application/json"}
         try:
@@ -137,17 +182,21 @@ class NodeClient:
             raise NodeUnreachableError(str(error), sent=False) from error
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise NodeUnreachableError(type(error).__name__, sent=True) from error
-        return _understand(answer, payload)
+        return _understand(model, answer, payload)
 
 
-def _understand(answer: aiohttp.ClientResponse, payload: bytes) -> SandboxReport:
-    if answer.status == 200:
-        return _parse(SandboxReport, payload)
+def _understand(model: type[ModelT], answer: aiohttp.ClientResponse, payload: bytes) -> ModelT:
+    if answer.status in {200, 204}:
+        return _parse(model, payload or b"{}")
     if answer.content_type == MEDIA_TYPE:
         body = _parse(_Problem, payload)
         if body.code in CODES and body.code not in _UNKNOWN:
             raise NodeProblemError(body.model_dump())
     raise NodeUnreachableError(f"answered {answer.status}", sent=True)
+
+
+class _Nothing(BaseModel):
+    """The content of a 204."""
 
 
 class _Problem(BaseModel, extra="allow"):

@@ -4,9 +4,11 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import ConfigDict, Field, StringConstraints, WithJsonSchema, field_validator, model_validator
 
+from api.services.policies import EgressPolicy, default_spec
 from sandboxd.contract.ids import ImageId
 from sandboxd.contract.messages import EgressSpec, Entrypoint, Resources
 from sandboxd.contract.processes import MAX_TIMEOUT_SECONDS, PathText, RunSpec, Strict, UserName
+from sandboxd.contract.tunnels import MAX_CIDRS, MAX_TUNNELS, Cidr, TunnelSpec, Visibility
 
 MAX_METADATA: Final = 64
 MAX_METADATA_BYTES: Final = 16 * 1024
@@ -68,59 +70,10 @@ class ResourcesRequest(Resources):
         return Resources(**self.model_dump(exclude={"gpu"}))
 
 
-class InjectRule(Strict):
-    """A secret put into requests to a host."""
-
-    host: str
-    header: str
-    value_from: dict[Literal["secret"], str]
-    format: str = "{value}"
-
-
-class EgressLimits(Strict):
-    """Limits of a policy."""
-
-    connections: int = Field(default=1024, ge=0)
-    new_connections_per_second: int = Field(default=200, ge=0)
-    up_bytes_per_second: int | None = Field(default=None, ge=1)
-    down_bytes_per_second: int | None = Field(default=None, ge=1)
-
-
-class EgressPolicy(Strict):
-    """What a sandbox may reach: `open` is public addresses, `blocked` is nothing."""
-
-    model_config = _without("allow", "deny", "inject", "limits")
-    mode: Annotated[
-        Literal["open", "blocked", "allowlist"], WithJsonSchema({"type": "string", "enum": ["open", "blocked"]})
-    ]
-    allow: list[str] = Field(default_factory=list, max_length=256)
-    deny: list[str] = Field(default_factory=list, max_length=256)
-    inject: list[InjectRule] = Field(default_factory=list[InjectRule], max_length=32)
-    limits: EgressLimits | None = None
-
-    def later_feature(self) -> str | None:
-        """Return the name of what this version does not offer, if it is asked for."""
-        if self.mode == "allowlist":
-            return "egress.allowlist"
-        rules = {"allow": self.allow, "deny": self.deny, "inject": self.inject, "limits": self.limits}
-        return next((f"egress.{name}" for name, value in rules.items() if value), None)
-
-
-class TunnelRequest(Strict):
-    """A way in."""
-
-    port: int | None = Field(ge=1, le=65535)
-    kind: Literal["tcp", "udp", "tls", "http"]
-    visibility: Literal["token", "public"] = "token"
-    allow_cidrs: list[str] = Field(default_factory=list, max_length=64)
-    server_name: str | None = None
-
-
 _LATER: Final = (
     "snapshot",
     "secret_env",
     "auto_resume",
-    "tunnels",
 )
 
 
@@ -185,9 +138,8 @@ class SandboxRequest(Strict):
         return feature or (self.egress.later_feature() if self.egress else None)
 
     def egress_spec(self, defaults: dict[str, Any]) -> EgressSpec:
-        """Return the policy asked for, else the project's."""
-        asked = self.egress.mode if self.egress else defaults.get("egress", {}).get("mode")
-        return EgressSpec(mode="open" if asked == "open" else "blocked")
+        """Return the policy asked for, else the project's; `invalid_policy` where it is none."""
+        return default_spec(defaults) if self.egress is None else self.egress.spec(at=("egress",))
 
 
 class CreateSandbox(SandboxRequest):
@@ -199,7 +151,8 @@ class CreateSandbox(SandboxRequest):
     if_exists: Literal["error", "return"] = "error"
     entrypoint: Entrypoint | None = None
     """A command to run from the start; its end ends the sandbox. Null: nothing is run."""
-    tunnels: list[TunnelRequest] = Field(default_factory=list[TunnelRequest], max_length=64)
+    tunnels: list[TunnelSpec] = Field(default_factory=list[TunnelSpec], max_length=MAX_TUNNELS)
+    """Open before anything of it runs."""
     wait_seconds: float = Field(default=60, ge=0, le=MAX_WAIT_SECONDS)
     """How long the answer may wait for `running`."""
 
@@ -210,10 +163,13 @@ class CreateSandbox(SandboxRequest):
             raise ValueError(msg)
         return self
 
-    def later_feature(self) -> str | None:
-        if self.tunnels:
-            return "tunnels"
-        return super().later_feature()
+    @field_validator("tunnels")
+    @classmethod
+    def _one_tunnel_each(cls, tunnels: list[TunnelSpec]) -> list[TunnelSpec]:
+        if len({(tunnel.kind, tunnel.port) for tunnel in tunnels}) < len(tunnels):
+            msg = "two tunnels of one kind lead to the same port"
+            raise ValueError(msg)
+        return tunnels
 
 
 class RunFile(Strict):
@@ -279,6 +235,14 @@ class PatchSandboxRequest(Strict):
             "auto_resume": self.auto_resume,
         }
         return next((name for name, is_asked in asked.items() if is_asked), None)
+
+
+class PatchTunnel(Strict):
+    """Merge patch of a tunnel. Absent: unchanged."""
+
+    visibility: Visibility = "token"
+    allow_cidrs: Annotated[list[Cidr], Field(max_length=MAX_CIDRS)] = Field(default_factory=list[str])
+    """Whole, not added to what was there; empty: from everywhere."""
 
 
 class ExtendSandbox(Strict):

@@ -82,6 +82,13 @@ class Sandbox(SQLModel):
     auto_resume: bool = False
     paused_retention_seconds: int | None = Field(default=None, sa_type=BigInteger)
     egress_mode: str
+    egress_generation: int = 1
+    """Of the policy in `spec`; counts apart from `generation`."""
+    egress_applied_generation: int = 0
+    egress_applied_at: int | None = Field(default=None, sa_type=BigInteger)
+    egress_asked_at: int = Field(default=0, sa_type=BigInteger)
+    egress_closed: bool = False
+    """The node could not make a policy true: nothing is reached."""
     one_shot: bool = False
     """Made by `POST /v1/run`: must not outlive the api that waits for it."""
     incarnation: str
@@ -107,6 +114,32 @@ class SandboxTable(Sandbox, table=True):
         CheckConstraint("(state = 'lost') = (lost_at IS NOT NULL)", name="sandbox_lost_at"),
         CheckConstraint("generation >= 1", name="sandbox_generation"),
         Index("sandboxes_by_time", "project_id", "created_at", "id"),
+    )
+
+
+class Tunnel(SQLModel):
+    """A way in that was asked for. What has become of it is the node's to say."""
+
+    id: str = Field(primary_key=True)
+    sandbox_id: str = Field(foreign_key="sandboxes.id", ondelete="CASCADE")
+    project_id: str = Field(foreign_key="projects.id", index=True)
+    port: int
+    """0: every port that has no tunnel of its own."""
+    kind: str
+    visibility: str
+    allow_cidrs: list[str] = Field(default_factory=list, sa_type=JSON)
+    server_name: str | None = None
+    created_at: int = Field(sa_type=BigInteger)
+
+
+class TunnelTable(Tunnel, table=True):
+    """Tunnels."""
+
+    __tablename__ = "tunnels"  # pyright: ignore[reportAssignmentType] - SQLModel takes a plain string
+    __table_args__ = (
+        CheckConstraint("kind IN ('tcp', 'udp', 'tls', 'http')", name="tunnel_kind"),
+        CheckConstraint("visibility IN ('token', 'public')", name="tunnel_visibility"),
+        Index("tunnels_to", "sandbox_id", "kind", "port", unique=True),
     )
 
 
@@ -159,6 +192,7 @@ def _table(model: type[SQLModel]) -> Table:
 PROJECTS: Final = _table(ProjectTable)
 API_KEYS: Final = _table(ApiKeyTable)
 SANDBOXES: Final = _table(SandboxTable)
+TUNNELS: Final = _table(TunnelTable)
 IDEMPOTENCY_KEYS: Final = _table(IdempotencyKeyTable)
 NODES: Final = _table(NodeTable)
 METADATA: Final = SQLModel.metadata

@@ -33,6 +33,7 @@ from sandboxd.hooks.guest import GuestHook
 from sandboxd.hooks.launch import LaunchHook
 from sandboxd.hooks.rootfs import RootfsHook
 from sandboxd.hooks.slot import SlotHook
+from sandboxd.hooks.tunnels import TunnelsHook
 from sandboxd.images.base import Images
 from sandboxd.images.fake import FakeImages
 from sandboxd.images.store import ImageStore, config_from_json
@@ -45,6 +46,7 @@ from sandboxd.manager.pool import PoolPlan
 from sandboxd.manager.reports import NodeFacts, Reporter
 from sandboxd.manager.startup import StartUp
 from sandboxd.manager.targets import PoolRules
+from sandboxd.manager.tunnels import Tunnels
 from sandboxd.manager.upkeep import Upkeep
 from sandboxd.network.base import Network
 from sandboxd.network.fake import FakeNetwork
@@ -83,6 +85,7 @@ class Node:
     manager: Manager
     reporter: Reporter
     upkeep: Upkeep
+    tunnels: Tunnels
     meters: Meters
 
 
@@ -114,6 +117,8 @@ def real_parts(config: NodeConfig) -> Parts:
         sandbox_range=config.sandbox_range,
         uplink_range=config.uplink_range,
         pool_size=config.slot_pool_size,
+        tunnel_ports=config.public_ports,
+        platform=config.platform,
     )
     runtime = RunscRuntime(
         runsc=config.runsc_path,
@@ -145,6 +150,7 @@ def make_manager(config: NodeConfig, parts: Parts, identity: Identity, boot_id: 
             runtime=parts.runtime,
             hooks=_hooks(config, parts),
             ledger=parts.ledger,
+            network=parts.network,
             clock=parts.clock,
             points=parts.points,
             changed=changed,
@@ -208,6 +214,7 @@ async def opened(config: NodeConfig, parts: Parts) -> AsyncGenerator[Node]:
                 boot_id=boot_id,
                 incarnation=os.urandom(8).hex(),
                 address=f"unix:{config.node_socket_path}",
+                tunnel_host=lambda: config.tunnel_host or parts.network.public_address,
             )
             yield Node(
                 config=config,
@@ -215,6 +222,7 @@ async def opened(config: NodeConfig, parts: Parts) -> AsyncGenerator[Node]:
                 manager=manager,
                 reporter=Reporter(manager, parts.images, facts),
                 upkeep=Upkeep(parts.network, parts.host, disk_watermark_mib=config.disk_watermark_mib),
+                tunnels=Tunnels(manager, parts.network),
                 meters=Meters(manager, parts.host, version=facts.version, runtime=found.version),
             )
     finally:
@@ -258,6 +266,7 @@ def _hooks(config: NodeConfig, parts: Parts) -> tuple[Hook, ...]:
         SlotHook(parts.network, parts.points),
         RootfsHook(parts.images, config.upper_dir, parts.points),
         EgressHook(parts.network, parts.points),
+        TunnelsHook(parts.network, parts.points),
         LaunchHook(
             parts.runtime,
             parts.clock,

@@ -1,13 +1,26 @@
 """What the api asks of a node and what a node reports."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, StringConstraints
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
+from netpolicy.policy import (
+    MAX_BANDWIDTH,
+    MAX_CONNECTION_RATE,
+    MAX_CONNECTIONS,
+    MAX_INJECTS,
+    MAX_RULES,
+    MIN_BANDWIDTH,
+    Policy,
+    parse_policy,
+)
+from netpolicy.rules import MAX_RULE
+from netpolicy.verdict import Verdict
 from sandboxd.contract.ids import ImageId, NodeId, SandboxId
 from sandboxd.contract.processes import MAX_TIMEOUT_SECONDS, Argument, Open, PathText, Strict, Time, UserName
 from sandboxd.contract.reasons import SandboxReason
 from sandboxd.contract.states import SandboxState
+from sandboxd.contract.tunnels import MAX_TUNNELS, NodeTunnel
 
 Ordinal = Annotated[int, Field(le=2**53)]
 # Numbers without a bound would end the node agent where they meet a clock or the ledger.
@@ -50,10 +63,71 @@ class ImageRef(Strict):
     digest: str
 
 
-class EgressSpec(Strict):
-    """What a sandbox may reach. `open`: public addresses; `blocked`: nothing."""
+class InjectSpec(Strict):
+    """A secret put into requests to a host; the value is not here."""
 
-    mode: Literal["open", "blocked"]
+    host: Annotated[str, Field(max_length=1024)]
+    header: Annotated[str, Field(max_length=128)]
+    value_from: dict[Literal["secret"], Annotated[str, Field(max_length=64)]]
+    format: Annotated[str, Field(max_length=1024)] = "{value}"
+
+
+class EgressLimits(Strict):
+    """How much at once and how fast."""
+
+    connections: int = Field(default=1024, ge=1, le=MAX_CONNECTIONS)
+    new_connections_per_second: int = Field(default=200, ge=1, le=MAX_CONNECTION_RATE)
+    up_bytes_per_second: int | None = Field(default=None, ge=MIN_BANDWIDTH, le=MAX_BANDWIDTH)
+    down_bytes_per_second: int | None = Field(default=None, ge=MIN_BANDWIDTH, le=MAX_BANDWIDTH)
+
+
+RuleText = Annotated[str, Field(max_length=MAX_RULE)]
+
+
+class EgressRules(Strict):
+    """What a sandbox may reach, as a canonical document. `open`: public addresses; `blocked`: nothing."""
+
+    mode: Literal["open", "blocked", "allowlist"]
+    allow: list[RuleText] = Field(default_factory=list, max_length=MAX_RULES)
+    deny: list[RuleText] = Field(default_factory=list, max_length=MAX_RULES)
+    inject: list[InjectSpec] = Field(default_factory=list[InjectSpec], max_length=MAX_INJECTS)
+    limits: EgressLimits = EgressLimits()
+
+    @model_validator(mode="after")
+    def _is_a_policy(self) -> Self:
+        self.policy()
+        return self
+
+    def policy(self) -> Policy:
+        """Return what it means; PolicyRefusedError where it means nothing."""
+        return parse_policy(self.model_dump())
+
+
+class EgressSpec(EgressRules):
+    """A policy, and how many the sandbox has had before it."""
+
+    generation: Ordinal = Field(default=1, ge=1)
+
+
+class PutEgress(Strict):
+    """Body of `PUT /node/v1/sandboxes/{id}/egress`: the policy from now on.
+
+    Refused with `stale_generation` when the node knows a newer one.
+    """
+
+    epoch: Ordinal = Field(ge=0)
+    egress: EgressSpec
+
+
+class EgressReport(Open):
+    """What a node says of a sandbox's policy."""
+
+    generation: int
+    applied_generation: int
+    """The policy that is true; where it is not `generation`, nothing is reached or the change is under way."""
+    state: Literal["applied", "applying", "closed"]
+    closed_connections: int = 0
+    """What the last change of this call has ended."""
 
 
 class SandboxSpec(Strict):
@@ -70,6 +144,8 @@ class SandboxSpec(Strict):
     """Take the image's entrypoint and cmd; the node fills in `entrypoint`."""
     resources: Resources = Resources()
     egress: EgressSpec = EgressSpec(mode="blocked")
+    tunnels: list[NodeTunnel] = Field(default_factory=list[NodeTunnel], max_length=MAX_TUNNELS)
+    """Open before anything of it runs; the node picks the public ports."""
     timeout_seconds: Seconds | None = Field(default=3600, ge=1)
     idle_timeout_seconds: Seconds | None = Field(default=None, ge=10)
     idle_ignores_processes: bool = False
@@ -101,6 +177,28 @@ class PatchSandbox(Strict):
     idle_timeout_seconds: Seconds | None = Field(default=None, ge=10)
 
 
+class ExplainOnNode(Strict):
+    """Body of `POST /node/v1/sandboxes/{id}/egress/explain`."""
+
+    destination: RuleText
+    egress: EgressSpec
+
+
+class EgressExplained(Open):
+    """What a node says of a destination."""
+
+    verdict: Literal["allow", "deny"]
+    source: Literal["policy", "platform", "limit"]
+    rule: str | None = None
+    reason: str | None = None
+
+
+def explained(given: Verdict) -> EgressExplained:
+    """Render a verdict."""
+    verdict = "allow" if given.allowed else "deny"
+    return EgressExplained(verdict=verdict, source=given.source, rule=str(given.rule), reason=given.reason)
+
+
 class SandboxReport(Open):
     """What a node says of one of its sandboxes."""
 
@@ -121,8 +219,14 @@ class SandboxReport(Open):
     expires_at: Time | None = None
     remaining_seconds: float | None = None
     last_active_at: Time | None = None
+    tunnels: list[NodeTunnel] = Field(default_factory=list[NodeTunnel])
+    """Open now, with their public ports."""
     cpu_used_seconds: float = 0
     memory_peak_bytes: int = 0
+    egress_generation: int | None = None
+    """Of the policy that is true."""
+    egress_closed: bool = False
+    """A change of it has failed since: nothing is reached until one succeeds."""
 
 
 class Capacity(Open):
@@ -193,6 +297,8 @@ class NodeReport(Open):
     full: bool
     address: str
     """Where the api calls the node: `unix:<path>` on one box."""
+    tunnel_host: str | None = None
+    """The name or address at which the node's public ports are reached."""
     capacity: Capacity
     used: Capacity
     images: list[NodeImage]

@@ -10,7 +10,17 @@ from typing import Any, Final
 import structlog
 
 from sandboxd.contract.ids import RandomBytes, is_id, new_handle
-from sandboxd.contract.messages import EnsureSandbox, ImageRef, PatchSandbox, SandboxReport, SandboxSpec
+from sandboxd.contract.messages import (
+    EgressExplained,
+    EgressReport,
+    EnsureSandbox,
+    ExplainOnNode,
+    ImageRef,
+    PatchSandbox,
+    PutEgress,
+    SandboxReport,
+    SandboxSpec,
+)
 from sandboxd.contract.problems import ProblemError
 from sandboxd.contract.ready import ReadyKey, ready_key
 from sandboxd.contract.reasons import SandboxReason
@@ -36,6 +46,7 @@ from sandboxd.manager.pool import Member, Pool, PoolPlan
 from sandboxd.manager.tombstones import Tombstones
 from sandboxd.processes.live import VERDICT_SECONDS, LiveSandbox
 from sandboxd.runner.claim import Cold
+from sandboxd.runner.egress import explain
 from sandboxd.runner.life import Life
 from sandboxd.runner.line import Line
 from sandboxd.runner.runner import Runner
@@ -47,7 +58,7 @@ NOT_READY_SECONDS: Final = 30.0
 """How long a call on processes waits for its sandbox to be ready."""
 MAX_CLAIMS: Final = 8
 """Claims under way at once."""
-NO_RECORD: Final = frozenset({"image_not_found"})
+NO_RECORD: Final = frozenset({"image_not_found", "no_capacity"})
 """Refusals: nothing was started, so nothing is reported."""
 
 
@@ -149,7 +160,7 @@ class Manager:
         Of an ended one the report is returned. Raises `stale_generation`, `no_capacity`, `impossible_resources`, or
         why it could not be started. The caller may vanish: the start goes on.
         """
-        await self._meet_epoch(request.epoch)
+        await self.require_epoch(request.epoch)
         runner = self.runners.get(sandbox_id)
         if runner is None:
             runner = self._begin(sandbox_id, request)
@@ -172,11 +183,29 @@ class Manager:
 
     async def patch(self, sandbox_id: str, change: PatchSandbox) -> SandboxReport:
         """Move deadlines. Raises `sandbox_not_found`, and what Runner.patch raises."""
-        await self._meet_epoch(change.epoch)
+        await self.require_epoch(change.epoch)
         runner = self._known(sandbox_id)
         with _written():
             await runner.patch(change)
         return self.report(runner.life)
+
+    async def change_egress(self, sandbox_id: str, change: PutEgress) -> EgressReport:
+        """Change what it may reach; what has begun is finished, also if the caller has gone.
+
+        Raises `sandbox_not_found`, and what Runner.change_egress raises.
+        """
+        await self.require_epoch(change.epoch)
+        runner = self._known(sandbox_id)
+        await self.ready(sandbox_id)
+        answer: asyncio.Future[EgressReport] = asyncio.get_running_loop().create_future()
+        self._spawn(_answered(runner.change_egress(change.egress), answer), f"egress {sandbox_id}")
+        with _written():
+            return await asyncio.shield(answer)
+
+    def explain_egress(self, sandbox_id: str, asked: ExplainOnNode) -> EgressExplained:
+        """Say what a policy decides about a destination on this node. Raises `sandbox_not_found`."""
+        self._known(sandbox_id)
+        return explain(asked, self.tools.network.platform)
 
     async def stop(self, sandbox_id: str, request: StopRequest) -> SandboxReport:
         """End it; returns when it has, or when `wait_seconds` are over. Any number at once join.
@@ -184,7 +213,7 @@ class Manager:
         Raises `stale_generation`, and `sandbox_not_found` for one that is not here, which from then on can only come
         to life by a generation that is not older.
         """
-        await self._meet_epoch(request.epoch)
+        await self.require_epoch(request.epoch)
         runner = self.runners.get(sandbox_id)
         if runner is None:
             self.tombstones.add(sandbox_id, request.generation or 0)
@@ -204,7 +233,7 @@ class Manager:
     @asynccontextmanager
     async def use(self, sandbox_id: str) -> AsyncGenerator[LiveSandbox]:
         """Enter a sandbox (`Sandboxes` of the processes package): being inside counts as activity."""
-        life = await self._ready(sandbox_id)
+        life = await self.ready(sandbox_id)
         guest = life.parts.guest
         if guest is None:
             raise not_ready(sandbox_id, life.state)
@@ -398,7 +427,8 @@ class Manager:
             raise not_found(sandbox_id)
         return runner
 
-    async def _ready(self, sandbox_id: str) -> Life:
+    async def ready(self, sandbox_id: str) -> Life:
+        """Return a sandbox that runs; waits for one that is on its way. Raises as `Sandboxes.use` does."""
         if not is_id("sbx", sandbox_id):
             raise not_found(sandbox_id)
         runner = self.runners.get(sandbox_id)
@@ -420,10 +450,27 @@ class Manager:
             raise stopping(sandbox_id)
         return life
 
-    async def _meet_epoch(self, epoch: int) -> None:
+    async def require_epoch(self, epoch: int) -> None:
+        """Refuse an api that has been replaced: `stale_generation`."""
         if epoch < self.epoch:
             raise stale_epoch(given=epoch, known=self.epoch)
         await self.meet_epoch(epoch)
+
+
+async def _answered(work: Coroutine[Any, Any, EgressReport], answer: asyncio.Future[EgressReport]) -> None:
+    """Do it, and say how it went to whoever still listens."""
+    try:
+        result = await work
+    except Exception as error:  # noqa: BLE001 - it is the caller's
+        if not answer.cancelled():
+            answer.set_exception(error)
+            answer.exception()  # heard, even if nobody waits any more
+    except BaseException:
+        answer.cancel()
+        raise
+    else:
+        if not answer.cancelled():
+            answer.set_result(result)
 
 
 @contextmanager

@@ -8,28 +8,41 @@ import asyncio
 import contextlib
 import queue
 import socket
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from functools import partial
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
+from typing import TypeVar
 
 import structlog
 
-from netpolicy.compile import SLOT_PREFIX, Change, policy_change
+from netpolicy.compile import SLOT_PREFIX
+from netpolicy.elements import Change
 from netpolicy.firewall import Firewall
-from netpolicy.policy import Mode, Policy
+from netpolicy.flows import Flows
+from netpolicy.platform import PLATFORM, Platform
+from netpolicy.policy import Mode
+from netpolicy.tunnels import RawTunnel
 from sandboxd.contract.messages import EgressSpec
+from sandboxd.contract.tunnels import NodeTunnel
 from sandboxd.network import slots
-from sandboxd.network.base import NetworkError, Slot
+from sandboxd.network.base import Names, NetworkError, NoNames, Slot
 from sandboxd.network.failures import refusals
 from sandboxd.network.host import HostSide
 from sandboxd.network.links import Links, read_counters
 from sandboxd.network.netns import NamespaceThread, Urgency, inside, is_pin, pin_here, unpin
+from sandboxd.network.policies import SlotPolicies
+from sandboxd.network.ports import PublicPorts
 from sandboxd.network.router import Router, remove_all
 from sandboxd.network.slots import SlotPlan
+from sandboxd.network.tunnels import RawTunnels, Where
 
 SANDBOX_RANGE = IPv4Network("10.231.0.0/16")
 UPLINK_RANGE = IPv4Network("10.230.0.0/16")
+TUNNEL_PORTS = range(20_000, 30_000)
 
 _SOCKETS_READY = 64
 _KEPT_PER_POOLED = 8
@@ -37,7 +50,10 @@ _KEPT_PER_POOLED = 8
 _VACATE_SECONDS = 1.0
 _VACATE_INTERVAL_SECONDS = 0.02
 
+_LOOPBACK = IPv4Address("127.0.0.1")
+
 _log = structlog.get_logger(__name__)
+_T = TypeVar("_T")
 
 
 class KernelNetwork:
@@ -45,9 +61,10 @@ class KernelNetwork:
 
     Slots' addresses are seen by nobody outside the router namespace, so instances may share `sandbox_range`; each
     picks a free /31 of `uplink_range`. `host_netns` stands for the host where the program's own namespace does not.
+    `platform` is what no sandbox reaches, beside the host's own addresses; `names` are the programs that decide names.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what the settings say of it
         self,
         *,
         instance: str,
@@ -55,7 +72,10 @@ class KernelNetwork:
         sandbox_range: IPv4Network = SANDBOX_RANGE,
         uplink_range: IPv4Network = UPLINK_RANGE,
         pool_size: int = 8,
+        tunnel_ports: range = TUNNEL_PORTS,
         host_netns: Path | None = None,
+        platform: Platform = PLATFORM,
+        names: Names | None = None,
     ) -> None:
         if sandbox_range.overlaps(uplink_range):
             raise NetworkError(f"the ranges {sandbox_range} and {uplink_range} overlap")
@@ -64,18 +84,36 @@ class KernelNetwork:
         self._sandbox_range = sandbox_range
         self._pool_size = pool_size
         self._host_netns = host_netns
-        self._host = HostSide(instance=instance, uplink_range=uplink_range, router_pin=self._router_pin)
+        self._host = HostSide(
+            instance=instance, uplink_range=uplink_range, router_pin=self._router_pin, platform=platform
+        )
         self._firewall = Firewall()
+        self._ports = PublicPorts(tunnel_ports, netns_dir.parent / f"{netns_dir.name}-ports.json")
+        self._tunnels = RawTunnels(self._host, self._ports, self._firewall, self._in_thread)
+        self._flows = Flows()
+        self._policies = SlotPolicies(self._firewall, self._flows, time.monotonic)
+        self._platform = platform
+        self._names: Names = names or NoNames()
+        self._turns: dict[int, asyncio.Lock] = {}
         self._router: Router | None = None
         self._threads: dict[str, NamespaceThread] = {}
         self._held: dict[str, Slot] = {}
         self._sockets: queue.SimpleQueue[socket.socket] = queue.SimpleQueue()
         self._refill: Future[None] | None = None
         self._node_addresses: frozenset[IPv4Address] = frozenset()
+        self._public_address = _LOOPBACK
 
-    async def start(self, in_use: dict[str, int]) -> None:
+    @property
+    def platform(self) -> Platform:
+        return self._platform_with(self._node_addresses)
+
+    @property
+    def public_address(self) -> str:
+        return str(self._public_address)
+
+    async def start(self, in_use: dict[str, int], tunnels: Mapping[str, Sequence[NodeTunnel]] | None = None) -> None:
         try:
-            await self._start(in_use)
+            await self._start(in_use, tunnels or {})
         except BaseException:
             await self._let_go()
             raise
@@ -100,22 +138,45 @@ class KernelNetwork:
         self._held[sandbox_id] = slot
         return slot
 
-    async def apply_egress(self, slot: Slot, egress: EgressSpec) -> None:
-        policy = Policy(Mode(egress.mode))
-        await self._thread("births").run(partial(self._apply_policy, slot, policy))
+    async def apply_egress(self, slot: Slot, egress: EgressSpec) -> int:
+        policy = egress.policy()
+        async with self._turn(slot):
+            try:
+                # The programs first: what they forbid is closed before the kernel opens anything to them.
+                closed = await self._names.apply(slot.address, None if policy.mode is Mode.BLOCKED else policy)
+                return closed + await self._thread("births").run(partial(self._policies.apply, slot, policy))
+            except BaseException:
+                # Cut off in between, it may be either policy: until the next one it is none.
+                await self._close(slot)
+                raise
+
+    async def learn(self, address: str, name: str, addresses: Iterable[IPv4Address], seconds: int) -> None:
+        slot = next((slot for slot in self._held.values() if slot.address == address), None)
+        if slot is None:
+            raise NetworkError(f"no sandbox is at {address}")
+        await self._thread("births").run(partial(self._policies.learn, slot, name, tuple(addresses), seconds))
+
+    async def open_tunnel(self, slot: Slot, tunnel: NodeTunnel) -> NodeTunnel:
+        self._running()
+        if not any(held.index == slot.index for held in self._held.values()):
+            raise NetworkError(f"slot {slot.index} is nobody's")
+        return await self._tunnels.open(slot, tunnel)
+
+    async def close_tunnel(self, tunnel_id: str) -> None:
+        self._running()
+        await self._tunnels.shut(tunnel_id)
+
+    async def tunnel_bytes(self) -> dict[str, tuple[int, int]]:
+        return await self._tunnels.counted()
 
     async def release(self, sandbox_id: str, index: int) -> None:
         router = self._running()
         slot = self._held.get(sandbox_id)
         if slot is None or slot.index != index:
             return
-        blocked = True
-        try:
-            await self._thread("births").run(partial(self._cut_off, slot))
-        except NetworkError as error:
-            # Its link is removed instead, which blocks it better.
-            blocked = False
-            _log.warning("slot_not_blocked", slot=index, error=str(error))
+        await self._tunnels.shut_all(index)
+        async with self._turn(slot):
+            blocked = await self._close(slot, of_the_node=True)
         if blocked:
             blocked = await self._vacated(slot)
         keep = blocked and len(router.ready) < self._pool_size * _KEPT_PER_POOLED
@@ -139,10 +200,11 @@ class KernelNetwork:
         """Also fills the pool again where that has failed."""
         router = self._running()
         await self._thread("host").run(self._host.repair)
+        self._public_address = await self._thread("host").run(self._host.public_address) or _LOOPBACK
         addresses = await self._thread("host").run(self._host.addresses)
         if addresses != self._node_addresses:
             await self._thread("router").run(partial(router.set_node_addresses, self._node_addresses, addresses))
-            self._node_addresses = addresses
+            await self._set_platform(addresses)
         self._refill_pool()
 
     async def problems(self) -> list[str]:
@@ -158,7 +220,7 @@ class KernelNetwork:
             finally:
                 await asyncio.to_thread(remover.close)
 
-    async def _start(self, in_use: dict[str, int]) -> None:
+    async def _start(self, in_use: dict[str, int], tunnels: Mapping[str, Sequence[NodeTunnel]]) -> None:
         if self._threads:
             raise NetworkError("the network is started already")
         self._netns_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -166,17 +228,31 @@ class KernelNetwork:
         await host.run(self._ensure_router)
         births = await self._start_thread("births", self._router_pin)
         thread = await self._start_thread("router", self._router_pin)
-        opened = await births.run(self._open_interfaces)
         addresses = await host.run(self._host.addresses)
         plan = SlotPlan(self._netns_dir, self._sandbox_range, await host.run(self._host.mtu))
-        router = await thread.run(lambda: Router(plan, lambda change: births.call(partial(self._apply, change))))
+        router = await thread.run(
+            lambda: Router(
+                plan,
+                lambda change: births.call(partial(self._apply, change)),
+                lambda slot: births.call(partial(self._policies.forget, slot)),
+            )
+        )
         self._router = router
-        existing = await thread.run(partial(router.set_up, set(in_use.values()), opened, addresses))
-        self._node_addresses = addresses
+        leading = {in_use[owner]: wanted for owner, wanted in tunnels.items() if owner in in_use}
+
+        def adopted(kept: list[Slot]) -> list[RawTunnel]:
+            return self._tunnels.adopt((slot, tunnel) for slot in kept for tunnel in leading.get(slot.index, ()))
+
+        platform = self._platform_with(addresses)
+        existing = await thread.run(partial(router.set_up, set(in_use.values()), platform, adopted))
+        await births.run(partial(self._take_over, [plan.slot(index) for index in sorted(existing)]))
+        await self._set_platform(addresses)
         # The table stands before the way out does.
         await host.run(self._host.set_up)
-        self._node_addresses = await host.run(self._host.addresses)
-        await thread.run(partial(router.set_node_addresses, addresses, self._node_addresses))
+        self._public_address = await host.run(self._host.public_address) or _LOOPBACK
+        after = await host.run(self._host.addresses)
+        await thread.run(partial(router.set_node_addresses, addresses, after))
+        await self._set_platform(after)
         self._held = {owner: plan.slot(index) for owner, index in in_use.items() if index in existing}
         for _ in range(_SOCKETS_READY):
             births.submit(self._bear_socket)
@@ -187,6 +263,32 @@ class KernelNetwork:
         await asyncio.to_thread(thread.start)
         self._threads[name] = thread
         return thread
+
+    async def _close(self, slot: Slot, *, of_the_node: bool = False) -> bool:
+        """Let a slot reach nothing. False: it could not be done but by taking its link down."""
+        with contextlib.suppress(NetworkError):
+            await self._names.apply(slot.address, None)
+        try:
+            await self._thread("births").run(partial(self._policies.close, slot, of_the_node=of_the_node))
+        except NetworkError as error:
+            _log.error("slot_not_closed", slot=slot.index, error=str(error))
+            with contextlib.suppress(NetworkError):
+                await self._thread("router").run(partial(self._running().cut, slot))
+            return False
+        return True
+
+    def _turn(self, slot: Slot) -> asyncio.Lock:
+        """One at a time changes what a slot may reach."""
+        return self._turns.setdefault(slot.index, asyncio.Lock())
+
+    async def _set_platform(self, node_addresses: frozenset[IPv4Address]) -> None:
+        self._node_addresses = node_addresses
+        platform = self._platform_with(node_addresses)
+        self._policies.platform = platform
+        await self._names.set_platform(platform)
+
+    def _platform_with(self, node_addresses: frozenset[IPv4Address]) -> Platform:
+        return replace(self._platform, node_addresses=node_addresses)
 
     async def _vacated(self, slot: Slot) -> bool:
         """Wait for the sandbox's last sockets: the kernel closes them a moment after its processes are gone."""
@@ -203,6 +305,9 @@ class KernelNetwork:
             raise NetworkError("the network is not started")
         return thread
 
+    async def _in_thread(self, where: Where, job: Callable[[], _T], /) -> _T:
+        return await self._thread(where).run(job)
+
     def _running(self) -> Router:
         if self._router is None:
             raise NetworkError("the network is not started")
@@ -218,7 +323,10 @@ class KernelNetwork:
             self._router.close()
             self._router = None
         self._firewall.close()
+        self._flows.close()
         self._host.close()
+        self._tunnels.close()
+        self._ports.close()
         self._held = {}
         while True:
             try:
@@ -253,24 +361,13 @@ class KernelNetwork:
         router.give_back(slot, keep=keep)
         self._held.pop(sandbox_id, None)
 
-    def _apply_policy(self, slot: Slot, policy: Policy) -> None:
-        self._apply(policy_change(slot.interface, policy))
-        if policy.mode is Mode.BLOCKED:
-            with refusals(f"slot {slot.index}'s connections cannot be ended"):
-                self._firewall.forget_connections(slot.index)
-
-    def _cut_off(self, slot: Slot) -> None:
-        self._apply(policy_change(slot.interface, Policy(Mode.BLOCKED)))
-        with refusals(f"slot {slot.index}'s connections cannot be ended"):
-            self._firewall.forget_connections(slot.index, of_the_node=True)
+    def _take_over(self, kept: list[Slot]) -> None:
+        with refusals("the router's table cannot be read"):
+            self._policies.take_over(kept)
 
     def _apply(self, change: Change) -> None:
         with refusals("the router's table cannot be changed"):
             self._firewall.apply(change)
-
-    def _open_interfaces(self) -> set[str]:
-        with refusals("the router's table cannot be read"):
-            return self._firewall.open_interfaces()
 
     def _bear_socket(self) -> None:
         born = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
@@ -290,4 +387,5 @@ class KernelNetwork:
             with inside(None), Links() as links:
                 remove_all(self._netns_dir, links)
         unpin(self._router_pin)
+        self._ports.forget()
         self._host.close()

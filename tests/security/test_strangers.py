@@ -33,7 +33,6 @@ OF_OPERATORS: Final = {("get", "/metrics")}
 LATER: Final = (
     ("GET", "/v1/keys"),
     ("POST", "/v1/projects"),
-    ("PUT", "/v1/sandboxes/{sandbox_id}/egress"),
     ("GET", "/v1/sandboxes/{sandbox_id}/egress/decisions"),
     ("POST", "/v1/sandboxes/{sandbox_id}/pause"),
 )
@@ -46,6 +45,10 @@ BODIES: Final[dict[str, Any]] = {
     "files": {"path": "/tmp/x"},
     "move": {"from": "/tmp/x", "to": "/tmp/y"},
     "extend": {"timeout_seconds": 60},
+    "tunnels": {"port": 80, "kind": "tcp"},
+    "{tunnel_id}": {"allow_cidrs": ["192.0.2.0/24"]},
+    "egress": {"mode": "blocked"},
+    "explain": {"destination": "example.com:443"},
     "{sandbox_id}": {"metadata": {"a": "b"}},
 }
 
@@ -59,23 +62,28 @@ async def stand(tmp_path: Path) -> AsyncGenerator[Stand]:
 class Target:
     """A sandbox of the root project with a process, aimed at by strangers."""
 
-    def __init__(self, sandbox_id: str, process_id: str) -> None:
+    def __init__(self, sandbox_id: str, process_id: str, tunnel_id: str) -> None:
         self.sandbox_id = sandbox_id
         self.process_id = process_id
+        self.tunnel_id = tunnel_id
 
     def path(self, template: str) -> str:
-        return template.format(sandbox_id=self.sandbox_id, process_id=self.process_id, code="internal")
+        return template.format(
+            sandbox_id=self.sandbox_id, process_id=self.process_id, tunnel_id=self.tunnel_id, code="internal"
+        )
 
 
 @pytest.fixture
 async def target(stand: Stand) -> Target:
     sandbox = await stand.root.create(name="mine", metadata={"owner": "root"})
     process = await stand.root.call("POST", f"/v1/sandboxes/{sandbox['id']}/processes", {"argv": ["cat"]})
-    return Target(sandbox["id"], process.expect(201)["id"])
+    tunnel = await stand.root.call("POST", f"/v1/sandboxes/{sandbox['id']}/tunnels", {"port": 22, "kind": "tcp"})
+    return Target(sandbox["id"], process.expect(201)["id"], tunnel.expect(201)["id"])
 
 
 async def attempt(stand: Stand, key: str | None, method: str, path: str, template: str, **options: Any) -> Answer:
-    body = BODIES.get(template.rpartition("/")[2]) if method in {"post", "patch"} else None
+    takes_json = method in {"post", "patch"} or (method == "put" and template.endswith("/egress"))
+    body = BODIES.get(template.rpartition("/")[2]) if takes_json else None
     return await stand.with_key(key).call(method.upper(), path, body, **options)
 
 
@@ -115,7 +123,7 @@ async def test_anothers_sandbox_does_not_exist(stand: Stand, target: Target, met
     calls = len(stand.node.requests)
     stranger = await stand.new_key()
     there = await attempt(stand, stranger, method, target.path(template), template)
-    nowhere = Target(new_id("sbx", os.urandom), target.process_id)
+    nowhere = Target(new_id("sbx", os.urandom), target.process_id, target.tunnel_id)
     absent = await attempt(stand, stranger, method, nowhere.path(template), template)
     assert there.expect(404)["code"] == absent.expect(404)["code"] == "sandbox_not_found"
     assert set(there.body) == set(absent.body)
@@ -140,6 +148,8 @@ def area_of(template: str) -> str:
     """The scope's area: a route's last collection."""
     if "/processes" in template or template.endswith("}/run"):
         return "processes"
+    if "/tunnels" in template:
+        return "tunnels"
     return "files" if template.split("/")[4:5] in FILE_COLLECTIONS else "sandboxes"
 
 

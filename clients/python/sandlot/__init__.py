@@ -12,18 +12,32 @@ safe to retry and resume broken streams by themselves.
 from sandlot._async.attachment import AsyncAttachment
 from sandlot._async.client import AsyncClient
 from sandlot._async.connection import AsyncConnection
+from sandlot._async.egress import AsyncEgress
 from sandlot._async.files import AsyncFiles
 from sandlot._async.process import AsyncOutput, AsyncProcess, AsyncRun
 from sandlot._async.sandbox import AsyncSandbox
+from sandlot._async.tunnels import AsyncTunnels
 from sandlot._commands import Default
 from sandlot._sync.attachment import Attachment
 from sandlot._sync.client import Client
 from sandlot._sync.connection import Connection
+from sandlot._sync.egress import Egress
 from sandlot._sync.files import Files
 from sandlot._sync.process import Output, Process, Run
 from sandlot._sync.sandbox import Sandbox
+from sandlot._sync.tunnels import Tunnels
 from sandlot._version import __version__
-from sandlot.descriptions import ArchiveSummary, FileEvent, FileInfo, LogLine, Port, Sample
+from sandlot.descriptions import (
+    ArchiveSummary,
+    EgressExplanation,
+    EgressInfo,
+    FileEvent,
+    FileInfo,
+    LogLine,
+    Port,
+    Sample,
+    Tunnel,
+)
 from sandlot.errors import (
     ApiError,
     AuthenticationError,
@@ -69,11 +83,13 @@ __all__ = [
     "AsyncAttachment",
     "AsyncClient",
     "AsyncConnection",
+    "AsyncEgress",
     "AsyncFiles",
     "AsyncOutput",
     "AsyncProcess",
     "AsyncRun",
     "AsyncSandbox",
+    "AsyncTunnels",
     "Attachment",
     "AuthenticationError",
     "Client",
@@ -83,6 +99,9 @@ __all__ = [
     "ConnectionClosedError",
     "Default",
     "DiskFullError",
+    "Egress",
+    "EgressExplanation",
+    "EgressInfo",
     "FileChangedError",
     "FileConflictError",
     "FileEvent",
@@ -127,6 +146,8 @@ __all__ = [
     "ServerError",
     "StartError",
     "StdinClosedError",
+    "Tunnel",
+    "Tunnels",
     "UnreachableError",
     "UnsafeArchiveError",
     "__version__",

@@ -3,10 +3,10 @@
 import base64
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, cast
 
 from sandlot.errors import ProtocolError
-from sandlot.models import as_object, integer, number, parse_time, required, text
+from sandlot.models import as_object, integer, number, parse_time, required, text, texts
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,57 @@ class FileEvent:
             is_directory=raw.get("is_directory") is True,
             at=parse_time(raw.get("at")),
         )
+
+
+@dataclass(frozen=True)
+class Tunnel:
+    """A way from outside to a port of a sandbox."""
+
+    id: str
+    kind: str
+    port: int | None
+    """Inside; None: every port that has no tunnel of its own."""
+    visibility: str
+    allow_cidrs: list[str]
+    state: str
+    message: str | None
+    """What keeps it from working, as far as the node can see."""
+    host: str | None
+    public_port: int | None
+    url: str | None
+    in_bytes: int | None
+    out_bytes: int | None
+    created_at: datetime | None
+    raw: dict[str, Any] = field(repr=False)
+
+    @classmethod
+    def parse(cls, value: object) -> "Tunnel":
+        """Read a tunnel. ProtocolError if it is none."""
+        raw = as_object(value)
+        allowed: object = raw.get("allow_cidrs")
+        return cls(
+            id=required(raw, "id"),
+            kind=required(raw, "kind"),
+            port=integer(raw, "port"),
+            visibility=text(raw, "visibility") or "",
+            allow_cidrs=[str(each) for each in cast("list[Any]", allowed)] if isinstance(allowed, list) else [],
+            state=text(raw, "state") or "",
+            message=text(raw, "message"),
+            host=text(raw, "host"),
+            public_port=integer(raw, "public_port"),
+            url=text(raw, "url"),
+            in_bytes=integer(raw, "in_bytes"),
+            out_bytes=integer(raw, "out_bytes"),
+            created_at=parse_time(raw.get("created_at")),
+            raw=raw,
+        )
+
+    @property
+    def address(self) -> str | None:
+        """Where to connect: `host:port`, or the URL of an http tunnel; None where nobody knows yet."""
+        if self.host is not None and self.public_port is not None:
+            return f"{self.host}:{self.public_port}"
+        return self.url
 
 
 @dataclass(frozen=True)
@@ -202,3 +253,64 @@ def _base64(value: object) -> bytes:
         return base64.b64decode(value if isinstance(value, str) else "!", validate=True)
     except ValueError as error:
         raise ProtocolError("a part of the answer is not base64") from error
+
+
+@dataclass(frozen=True)
+class EgressInfo:
+    """What a sandbox may reach, and whether that is in force."""
+
+    mode: str
+    allow: tuple[str, ...]
+    deny: tuple[str, ...]
+    generation: int | None
+    applied_generation: int | None
+    applied_at: datetime | None
+    state: str
+    """`applied`, `applying`, or `closed`: a change has failed, and nothing is reached until one succeeds."""
+    closed_connections: int | None
+    """How many connections a change has ended; None where nothing was changed."""
+    policy: dict[str, Any] = field(repr=False)
+    """The whole policy in canonical form; `set` takes it back."""
+    raw: dict[str, Any] = field(repr=False)
+
+    @classmethod
+    def parse(cls, value: object) -> "EgressInfo":
+        """Read an answer of `egress`. ProtocolError if it is none."""
+        raw = as_object(value)
+        policy = as_object(raw.get("policy"))
+        return cls(
+            mode=required(policy, "mode"),
+            allow=texts(policy.get("allow")),
+            deny=texts(policy.get("deny")),
+            generation=integer(raw, "generation"),
+            applied_generation=integer(raw, "applied_generation"),
+            applied_at=parse_time(raw.get("applied_at")),
+            state=required(raw, "state"),
+            closed_connections=integer(raw, "closed_connections"),
+            policy=policy,
+            raw=raw,
+        )
+
+
+@dataclass(frozen=True)
+class EgressExplanation:
+    """What a policy says of a destination."""
+
+    verdict: str
+    """`allow` or `deny`."""
+    source: str | None
+    rule: str | None
+    reason: str | None
+    hint: str | None
+    raw: dict[str, Any] = field(repr=False)
+
+    @property
+    def allowed(self) -> bool:
+        return self.verdict == "allow"
+
+    @classmethod
+    def parse(cls, value: object) -> "EgressExplanation":
+        """Read an explanation. ProtocolError if it is none."""
+        raw = as_object(value)
+        names = ("source", "rule", "reason", "hint")
+        return cls(required(raw, "verdict"), *(text(raw, name) for name in names), raw=raw)

@@ -19,8 +19,42 @@ class CallerView(TypedDict, total=False):
     kind: str
 
 
+class EgressLimits(TypedDict, total=False):
+    connections: int
+    new_connections_per_second: int
+    up_bytes_per_second: int | None
+    down_bytes_per_second: int | None
+
+
+class ShownPolicy(TypedDict, total=False):
+    mode: str
+    allow: list[str]
+    deny: list[str]
+    inject: list[dict[str, Any]]
+    limits: EgressLimits
+
+
+class ChangedEgress(TypedDict, total=False):
+    policy: ShownPolicy
+    generation: int
+    applied_generation: int
+    applied_at: str | None
+    state: str
+    closed_connections: int
+
+
+class Limits(TypedDict, total=False):
+    connections: int
+    new_connections_per_second: int
+    up_bytes_per_second: int | None
+    down_bytes_per_second: int | None
+
+
 class EgressPolicy(TypedDict, total=False):
     mode: str
+    allow: list[str]
+    deny: list[str]
+    limits: Limits
 
 
 class ResourcesRequest(TypedDict, total=False):
@@ -28,6 +62,14 @@ class ResourcesRequest(TypedDict, total=False):
     memory_mib: int
     disk_mib: int
     max_processes: int
+
+
+class TunnelSpec(TypedDict, total=False):
+    port: int | None
+    kind: str
+    visibility: str
+    allow_cidrs: list[str]
+    server_name: str | None
 
 
 class CreateSandbox(TypedDict, total=False):
@@ -48,6 +90,7 @@ class CreateSandbox(TypedDict, total=False):
     name: str | None
     if_exists: str
     entrypoint: list[str] | None
+    tunnels: list[TunnelSpec]
     wait_seconds: float
 
 
@@ -76,11 +119,20 @@ class DirectorySpec(TypedDict, total=False):
     parents: bool
 
 
-class EgressLimits(TypedDict, total=False):
-    connections: int
-    new_connections_per_second: int
-    up_bytes_per_second: int | None
-    down_bytes_per_second: int | None
+class Egress(TypedDict, total=False):
+    policy: ShownPolicy
+    generation: int
+    applied_generation: int
+    applied_at: str | None
+    state: str
+
+
+class EgressExplanation(TypedDict, total=False):
+    verdict: str
+    source: str
+    rule: str | None
+    reason: str | None
+    hint: str | None
 
 
 class EgressState(TypedDict, total=False):
@@ -95,6 +147,11 @@ class ErrorPage(TypedDict, total=False):
     title: str
     retryable: bool
     hint: str
+
+
+class ExplainEgress(TypedDict, total=False):
+    destination: str
+    policy: EgressPolicy | None
 
 
 class ExtendSandbox(TypedDict, total=False):
@@ -202,6 +259,11 @@ class PatchSandboxRequest(TypedDict, total=False):
     on_timeout: str
     on_idle: str
     paused_retention_seconds: int | None
+
+
+class PatchTunnel(TypedDict, total=False):
+    visibility: str
+    allow_cidrs: list[str]
 
 
 class Port(TypedDict, total=False):
@@ -430,6 +492,26 @@ class SandboxImage(TypedDict, total=False):
     digest: str
 
 
+class Tunnel(TypedDict, total=False):
+    id: str
+    sandbox_id: str
+    port: int | None
+    kind: str
+    visibility: str
+    allow_cidrs: list[str]
+    server_name: str | None
+    state: str
+    reason: str | None
+    message: str | None
+    host: str | None
+    public_port: int | None
+    url: str | None
+    path_url: str | None
+    in_bytes: int | None
+    out_bytes: int | None
+    created_at: str
+
+
 class Sandbox(TypedDict, total=False):
     id: str
     project_id: str
@@ -463,7 +545,7 @@ class Sandbox(TypedDict, total=False):
     remaining_seconds: float | None
     last_active_at: str | None
     egress: EgressState
-    tunnels: list[dict[str, Any]]
+    tunnels: list[Tunnel]
     created_at: str
     started_at: str | None
     paused_at: str | None
@@ -489,9 +571,5 @@ class StdinResult(TypedDict, total=False):
     closed: bool
 
 
-class TunnelRequest(TypedDict, total=False):
-    port: int | None
-    kind: str
-    visibility: str
-    allow_cidrs: list[str]
-    server_name: str | None
+class TunnelList(TypedDict, total=False):
+    items: list[Tunnel]

@@ -25,6 +25,7 @@ OPERATIONS: Final = {
         ("path", "path_base64", "user", "mode", "owner", "group", "modified_at", "recursive"),
         (),
     ),
+    "close_tunnel": Operation("DELETE", "/v1/sandboxes/{sandbox_id}/tunnels/{tunnel_id}", (), (), ()),
     "create_sandbox": Operation(
         "POST",
         "/v1/sandboxes",
@@ -47,6 +48,7 @@ OPERATIONS: Final = {
             "name",
             "if_exists",
             "entrypoint",
+            "tunnels",
             "wait_seconds",
         ),
         (),
@@ -54,9 +56,13 @@ OPERATIONS: Final = {
     "delete_sandbox": Operation("DELETE", "/v1/sandboxes/{sandbox_id}", ("grace_seconds", "wait_seconds"), (), ()),
     "delete_sandboxes": Operation("POST", "/v1/sandboxes/delete", (), ("filter", "dry_run"), ("filter",)),
     "dial_port": Operation("GET", "/v1/sandboxes/{sandbox_id}/dial", ("port",), (), ()),
+    "explain_egress": Operation(
+        "POST", "/v1/sandboxes/{sandbox_id}/egress/explain", (), ("destination", "policy"), ("destination",)
+    ),
     "extend_sandbox": Operation(
         "POST", "/v1/sandboxes/{sandbox_id}/extend", (), ("timeout_seconds",), ("timeout_seconds",)
     ),
+    "get_egress": Operation("GET", "/v1/sandboxes/{sandbox_id}/egress", (), (), ()),
     "get_error": Operation("GET", "/errors/{code}", (), (), ()),
     "get_health": Operation("GET", "/healthz", (), (), ()),
     "get_me": Operation("GET", "/v1/me", (), (), ()),
@@ -73,6 +79,7 @@ OPERATIONS: Final = {
         (),
     ),
     "get_sandbox": Operation("GET", "/v1/sandboxes/{sandbox_id}", ("wait_seconds", "wait_for"), (), ()),
+    "get_tunnel": Operation("GET", "/v1/sandboxes/{sandbox_id}/tunnels/{tunnel_id}", (), (), ()),
     "list_directory": Operation(
         "GET",
         "/v1/sandboxes/{sandbox_id}/directories",
@@ -91,6 +98,7 @@ OPERATIONS: Final = {
         (),
         (),
     ),
+    "list_tunnels": Operation("GET", "/v1/sandboxes/{sandbox_id}/tunnels", (), (), ()),
     "look_at_file": Operation("HEAD", "/v1/sandboxes/{sandbox_id}/files", ("path", "path_base64", "user"), (), ()),
     "make_directory": Operation(
         "PUT", "/v1/sandboxes/{sandbox_id}/directories", (), ("path", "path_base64", "user", "mode", "parents"), ()
@@ -101,6 +109,13 @@ OPERATIONS: Final = {
         (),
         ("from", "from_base64", "to", "to_base64", "overwrite", "user"),
         (),
+    ),
+    "open_tunnel": Operation(
+        "POST",
+        "/v1/sandboxes/{sandbox_id}/tunnels",
+        (),
+        ("port", "kind", "visibility", "allow_cidrs", "server_name"),
+        ("port", "kind"),
     ),
     "patch_sandbox": Operation(
         "PATCH",
@@ -116,6 +131,12 @@ OPERATIONS: Final = {
             "paused_retention_seconds",
         ),
         (),
+    ),
+    "patch_tunnel": Operation(
+        "PATCH", "/v1/sandboxes/{sandbox_id}/tunnels/{tunnel_id}", (), ("visibility", "allow_cidrs"), ()
+    ),
+    "put_egress": Operation(
+        "PUT", "/v1/sandboxes/{sandbox_id}/egress", (), ("mode", "allow", "deny", "limits"), ("mode",)
     ),
     "read_archive": Operation(
         "GET", "/v1/sandboxes/{sandbox_id}/archive", ("path", "path_base64", "user", "format", "exclude"), (), ()

@@ -8,11 +8,13 @@ from typing import Any, Final, cast
 from sandlot._access import NodeAccess
 from sandlot._async.client import AsyncClient
 from sandlot._async.connection import AsyncConnection
+from sandlot._async.egress import AsyncEgress
 from sandlot._async.files import AsyncFiles
 from sandlot._async.process import AsyncProcess, AsyncRun
 from sandlot._async.route import AsyncRoute
+from sandlot._async.tunnels import AsyncTunnels
 from sandlot._clock import async_shield, async_sleep
-from sandlot._commands import Default, Relay, asked, command_body, encode_input, iso, segment
+from sandlot._commands import Default, Relay, asked, command_body, encode_input, iso, policy_of, segment
 from sandlot._requests import Request
 from sandlot.descriptions import LogLine, Port, Sample
 from sandlot.errors import (
@@ -64,6 +66,10 @@ class AsyncSandbox:
         """The sandbox as last described by the API."""
         self.files = AsyncFiles(self._route)
         """Its files, with the rights of its user."""
+        self.egress = AsyncEgress(client, self._path)
+        """What it may reach."""
+        self.tunnels = AsyncTunnels(client, self._path)
+        """Ways from outside to its ports."""
 
     @classmethod
     async def create(  # noqa: PLR0913 - one keyword for each field of the API
@@ -117,7 +123,7 @@ class AsyncSandbox:
             "on_timeout": on_timeout,
             "on_idle": on_idle,
             "auto_resume": auto_resume,
-            "egress": {"mode": egress} if isinstance(egress, str) else egress,
+            "egress": None if egress is None else policy_of(egress),
             "tunnels": list(tunnels) if tunnels else None,
         }
         wait_seconds = _CREATE_WAIT_SECONDS if wait else 0

@@ -1,0 +1,51 @@
+"""What a sandbox may reach: read, changed while it runs, explained."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sandlot._async.client import AsyncClient
+from sandlot._commands import policy_of
+from sandlot._requests import Request
+from sandlot.descriptions import EgressExplanation, EgressInfo
+
+
+class AsyncEgress:
+    """The egress policy of one sandbox."""
+
+    def __init__(self, client: AsyncClient, sandbox_path: str) -> None:
+        self._client = client
+        self._path = f"{sandbox_path}/egress"
+
+    async def get(self) -> EgressInfo:
+        """Return the policy, and whether it is in force. Also of a sandbox that has ended."""
+        return EgressInfo.parse(await self._client.call(Request("GET", self._path)))
+
+    async def set(
+        self,
+        policy: str | Mapping[str, Any] | None = None,
+        *,
+        allow: Sequence[str] | None = None,
+        deny: Sequence[str] | None = None,
+        limits: Mapping[str, Any] | None = None,
+        if_generation: int | None = None,
+    ) -> EgressInfo:
+        """Replace the policy; returns once every connection that the new one forbids is dead, the others live on.
+
+        `policy` is a mode (`"open"`, `"blocked"`, `"allowlist"`) or a whole policy; with `allow` alone it is an
+        allowlist. Rules read `destination[:port[-port]][/tcp|/udp]`. With `if_generation` nothing changes unless that
+        is the present policy's. Raises ApiError `egress_not_applied` when the node could not: until a change succeeds
+        the sandbox reaches nothing.
+        """
+        body = policy_of(policy, allow=allow, deny=deny, limits=limits)
+        headers = {} if if_generation is None else {"If-Match": f'"{if_generation}"'}
+        return EgressInfo.parse(await self._client.call(Request("PUT", self._path, body=body, more_headers=headers)))
+
+    async def explain(self, destination: str, policy: str | Mapping[str, Any] | None = None) -> EgressExplanation:
+        """Say whether a destination such as `"packages.example.com:443"` is allowed, and which rule says so.
+
+        By the present policy unless one is given. Nothing is sent there, and nothing changed.
+        """
+        body: dict[str, Any] = {"destination": destination}
+        if policy is not None:
+            body["policy"] = policy_of(policy)
+        return EgressExplanation.parse(await self._client.call(Request("POST", f"{self._path}/explain", body=body)))
