@@ -17,6 +17,7 @@ from typing import Any
 
 import aiohttp
 
+import egress
 import pool
 from files import files
 from harness import Platform, cache_dir
@@ -403,6 +404,7 @@ BENCHMARKS: dict[str, Callable[[Platform, RawBox], Awaitable[list[Row]]]] = {
     "idle": idle,
     "images": images,
     **pool.benchmarks(client),
+    **egress.benchmarks(client),
     "sampling": lambda platform, raw: importlib.import_module("sampling").sampling(platform, raw),
 }
 
