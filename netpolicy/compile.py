@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 
-from netpolicy.policy import DENIED_TCP_PORTS, PROTOCOLS, Mode, Policy, denied_networks
+from netpolicy.platform import DENIED_TCP_PORTS, PROTOCOLS, denied_networks
+from netpolicy.policy import Mode, Policy
 
 ROUTER_TABLE = "sandlot"
 UPLINK = "uplink"

@@ -1,118 +1,189 @@
-"""Egress policy: what a sandbox may reach. Pure.
+"""Egress policy: what a sandbox may reach, and `verdict`, the one answer that kernel, proxy and resolver are held to.
 
-The platform's denials stand above every mode: no policy of a tenant opens them.
+Pure. A policy is canonical once it exists: two texts that mean the same rule are the same rule.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, collapse_addresses
+from typing import Any, Final
+
+from netpolicy.inject import Inject, parse_inject
+from netpolicy.rules import WEB_PORTS, Rule, RuleRefusedError, parse_rule
+
+MAX_RULES: Final = 256
+MAX_INJECTS: Final = 32
+MAX_CONNECTIONS: Final = 8192
+MAX_CONNECTION_RATE: Final = 1000
+MIN_BANDWIDTH: Final = 16_384
+MAX_BANDWIDTH: Final = 1 << 40
 
 
 class Mode(StrEnum):
-    """`open`: every public address. `blocked`: nothing."""
+    """`open`: every public address. `blocked`: nothing. `allowlist`: what a rule allows."""
 
     OPEN = "open"
     BLOCKED = "blocked"
+    ALLOWLIST = "allowlist"
 
 
-class Rule(StrEnum):
-    """Which line of the policy decided; stable, because tenants read it in denials."""
+@dataclass(frozen=True, slots=True)
+class Flaw:
+    """One thing that is wrong with what was given: where (steps from the policy), a stable code, what to write."""
 
-    PLATFORM_IPV6 = "platform_ipv6"
-    PLATFORM_ADDRESS = "platform_address"
-    PLATFORM_NODE = "platform_node"
-    PLATFORM_PROTOCOL = "platform_protocol"
-    PLATFORM_PORT = "platform_port"
-    MODE_OPEN = "mode_open"
-    MODE_BLOCKED = "mode_blocked"
+    path: tuple[str | int, ...]
+    code: str
+    message: str
 
 
-PRIVATE_NETWORKS = tuple(
-    IPv4Network(text)
-    for text in (
-        "0.0.0.0/8",  # this network
-        "10.0.0.0/8",  # private
-        "100.64.0.0/10",  # carriers' shared space
-        "127.0.0.0/8",  # loopback
-        "169.254.0.0/16",  # link-local, and with it the clouds' metadata service
-        "172.16.0.0/12",  # private
-        "192.0.0.0/24",  # protocol assignments
-        "192.0.2.0/24",  # documentation
-        "192.88.99.0/24",  # retired 6to4 relays
-        "192.168.0.0/16",  # private
-        "198.18.0.0/15",  # benchmarks
-        "198.51.100.0/24",  # documentation
-        "203.0.113.0/24",  # documentation
-        "224.0.0.0/4",  # multicast
-        "240.0.0.0/4",  # reserved, and broadcast
-        "168.63.129.16/32",  # a public address on which one cloud answers its guests' platform requests
-    )
-)
-"""Addresses that no sandbox reaches in any mode."""
+class PolicyRefusedError(ValueError):
+    """What was given is no policy."""
 
-PROTOCOLS = frozenset({"tcp", "udp", "icmp"})
-DENIED_TCP_PORTS = frozenset({25})
-"""Mail between servers: spam ruins the addresses of everybody on the node."""
+    def __init__(self, flaws: Sequence[Flaw]) -> None:
+        super().__init__("; ".join(f"{'/'.join(map(str, flaw.path))}: {flaw.message}" for flaw in flaws))
+        self.flaws = tuple(flaws)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much at once and how fast."""
+
+    connections: int = 1024
+    new_connections_per_second: int = 200
+    up_bytes_per_second: int | None = None
+    down_bytes_per_second: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What one sandbox asked for."""
+    """What one sandbox may reach. Deny beats allow, allow beats the mode; `inject` allows its hosts' port 443."""
 
     mode: Mode
+    allow: tuple[Rule, ...] = ()
+    deny: tuple[Rule, ...] = ()
+    inject: tuple[Inject, ...] = ()
+    limits: Limits = Limits()
+
+    @property
+    def named(self) -> bool:
+        """Whether names decide anything: then 80 and 443 go to the proxy and questions to the resolver."""
+        return bool(self.inject) or any(rule.name is not None for rule in (*self.allow, *self.deny))
+
+    @property
+    def judged(self) -> bool:
+        """Whether an address that is allowed must still show its name on 80 and 443.
+
+        The name may be a denied one, or one into whose requests a secret goes.
+        """
+        return bool(self.inject) or self.denies_names
+
+    @property
+    def denies_names(self) -> bool:
+        return any(rule.name is not None for rule in self.deny)
+
+    def injects(self, name: str) -> tuple[Inject, ...]:
+        """Return what is put into requests to a host."""
+        return tuple(entry for entry in self.inject if entry.host == name)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the canonical document, which `from_json` reads back to an equal policy."""
+        return {
+            "mode": self.mode.value,
+            "allow": [rule.text for rule in self.allow],
+            "deny": [rule.text for rule in self.deny],
+            "inject": [entry.to_json() for entry in self.inject],
+            "limits": {
+                "connections": self.limits.connections,
+                "new_connections_per_second": self.limits.new_connections_per_second,
+                "up_bytes_per_second": self.limits.up_bytes_per_second,
+                "down_bytes_per_second": self.limits.down_bytes_per_second,
+            },
+        }
 
 
-@dataclass(frozen=True, slots=True)
-class Destination:
-    """Where a packet wants to go."""
-
-    address: IPv4Address | IPv6Address
-    protocol: str
-    port: int | None = None
+OPEN: Final = Policy(Mode.OPEN)
+BLOCKED: Final = Policy(Mode.BLOCKED)
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """The answer, and the line of the policy that gave it."""
+def parse_policy(document: Mapping[str, Any]) -> Policy:
+    """Return the policy that a document of checked types means; PolicyRefusedError names all that is wrong with it.
 
-    allowed: bool
-    rule: Rule
+    Absent members have their defaults, `limits` may be null.
+    """
+    flaws: list[Flaw] = []
+    mode = Mode(document["mode"])
+    allow = _rules(document.get("allow", ()), "allow", flaws)
+    deny = _rules(document.get("deny", ()), "deny", flaws)
+    inject = _injects(document.get("inject", ()), flaws)
+    asked: Mapping[str, Any] = document.get("limits") or {}
+    limits = Limits(**asked)
+    policy = Policy(mode, allow, deny, inject, limits)
+    _check_modes(policy, flaws)
+    _check_sizes(document, policy, flaws)
+    if flaws:
+        raise PolicyRefusedError(flaws)
+    return policy
 
 
-def denied_networks(extra: Iterable[IPv4Network] = ()) -> list[IPv4Network]:
-    """Return the platform's denials and `extra`, as few networks as possible, in order."""
-    return sorted(collapse_addresses([*PRIVATE_NETWORKS, *extra]))
+def from_json(document: Mapping[str, Any]) -> Policy:
+    """Read back a canonical document."""
+    return parse_policy(document)
 
 
-def verdict(
-    policy: Policy,
-    destination: Destination,
-    *,
-    node_addresses: frozenset[IPv4Address] = frozenset(),
-    extra_denied: Iterable[IPv4Network] = (),
-) -> Verdict:
-    """Say what the table that `compile` writes does with a packet, and why."""
-    denied = _platform_denial(destination, node_addresses, denied_networks(extra_denied))
-    if denied is not None:
-        return Verdict(allowed=False, rule=denied)
+def _rules(texts: Iterable[str], where: str, flaws: list[Flaw]) -> tuple[Rule, ...]:
+    found: dict[Rule, None] = {}
+    for place, text in enumerate(texts):
+        try:
+            found[parse_rule(text)] = None
+        except RuleRefusedError as error:
+            flaws.append(Flaw((where, place), error.code, str(error)))
+    return tuple(found)
+
+
+def _injects(entries: Iterable[Mapping[str, Any]], flaws: list[Flaw]) -> tuple[Inject, ...]:
+    found: list[Inject] = []
+    for place, entry in enumerate(entries):
+        try:
+            found.append(parse_inject(entry))
+        except RuleRefusedError as error:
+            flaws.append(Flaw(("inject", place), error.code, str(error)))
+            continue
+        if any((one.host, one.header) == (found[-1].host, found[-1].header) for one in found[:-1]):
+            flaws.append(Flaw(("inject", place), "duplicate", "this header of this host is set twice"))
+    return tuple(found)
+
+
+def _check_modes(policy: Policy, flaws: list[Flaw]) -> None:
+    if policy.allow and policy.mode is not Mode.ALLOWLIST:
+        flaws.append(Flaw(("allow",), "mode", f"`allow` says nothing in mode {policy.mode}: use mode allowlist"))
+    if policy.mode is Mode.BLOCKED:
+        if policy.deny:
+            flaws.append(Flaw(("deny",), "mode", "mode blocked denies everything already"))
+        if policy.inject:
+            flaws.append(Flaw(("inject",), "mode", "mode blocked reaches no host to put a secret into"))
     if policy.mode is Mode.OPEN:
-        return Verdict(allowed=True, rule=Rule.MODE_OPEN)
-    return Verdict(allowed=False, rule=Rule.MODE_BLOCKED)
+        for place, rule in enumerate(policy.deny):
+            if rule.name is not None and rule.ports is not None and not _is_web(rule):
+                message = "in mode open a name can be denied as a whole or on TCP 80 and 443, not on other ports"
+                flaws.append(Flaw(("deny", place), "ports", message))
 
 
-def _platform_denial(
-    destination: Destination, node_addresses: frozenset[IPv4Address], denied: list[IPv4Network]
-) -> Rule | None:
-    address = destination.address
-    if isinstance(address, IPv6Address):
-        return Rule.PLATFORM_IPV6
-    if any(address in network for network in denied):
-        return Rule.PLATFORM_ADDRESS
-    if address in node_addresses:
-        return Rule.PLATFORM_NODE
-    if destination.protocol not in PROTOCOLS:
-        return Rule.PLATFORM_PROTOCOL
-    if destination.protocol == "tcp" and destination.port in DENIED_TCP_PORTS:
-        return Rule.PLATFORM_PORT
-    return None
+def _check_sizes(document: Mapping[str, Any], policy: Policy, flaws: list[Flaw]) -> None:
+    if len(document.get("allow", ())) + len(document.get("deny", ())) > MAX_RULES:
+        flaws.append(Flaw((), "too_many", f"a policy has at most {MAX_RULES} rules in all"))
+    if len(document.get("inject", ())) > MAX_INJECTS:
+        flaws.append(Flaw(("inject",), "too_many", f"a policy sets at most {MAX_INJECTS} headers"))
+    bounds = {
+        "connections": (0, MAX_CONNECTIONS),
+        "new_connections_per_second": (0, MAX_CONNECTION_RATE),
+        "up_bytes_per_second": (MIN_BANDWIDTH, MAX_BANDWIDTH),
+        "down_bytes_per_second": (MIN_BANDWIDTH, MAX_BANDWIDTH),
+    }
+    for name, (least, most) in bounds.items():
+        value = getattr(policy.limits, name)
+        if value is not None and not least <= value <= most:
+            flaws.append(Flaw(("limits", name), "limits", f"between {least} and {most}"))
+
+
+def _is_web(rule: Rule) -> bool:
+    return rule.protocol == "tcp" and rule.ports is not None and rule.ports in tuple((port, port) for port in WEB_PORTS)

@@ -8,18 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netpolicy import compile as compiled
-from netpolicy.policy import (
-    PRIVATE_NETWORKS,
-    Destination,
-    Mode,
-    Policy,
-    Rule,
-    denied_networks,
-    verdict,
-)
+from netpolicy.platform import PRIVATE_NETWORKS, Platform, denied_networks
+from netpolicy.policy import BLOCKED, OPEN
+from netpolicy.verdict import Destination, Line, verdict
 
-OPEN = Policy(Mode.OPEN)
-BLOCKED = Policy(Mode.BLOCKED)
 NODE = frozenset({IPv4Address("45.33.8.2")})
 
 
@@ -34,33 +26,33 @@ def _networks_of(address: IPv4Address | IPv6Address) -> st.SearchStrategy[IPv4Ne
 @pytest.mark.parametrize(
     ("destination", "rule"),
     [
-        (to("93.184.216.34"), Rule.MODE_OPEN),
-        (to("93.184.216.34", "udp", 25), Rule.MODE_OPEN),
-        (to("93.184.216.34", "icmp", None), Rule.MODE_OPEN),
-        (to("93.184.216.34", port=25), Rule.PLATFORM_PORT),
-        (to("93.184.216.34", "gre", None), Rule.PLATFORM_PROTOCOL),
-        (to("45.33.8.2"), Rule.PLATFORM_NODE),
-        (to("169.254.169.254", port=80), Rule.PLATFORM_ADDRESS),
-        (to("168.63.129.16", port=80), Rule.PLATFORM_ADDRESS),
-        (to("168.63.129.15", port=80), Rule.MODE_OPEN),
-        (to("10.255.255.255"), Rule.PLATFORM_ADDRESS),
-        (to("11.0.0.0"), Rule.MODE_OPEN),
-        (to("9.255.255.255"), Rule.MODE_OPEN),
-        (to("100.63.255.255"), Rule.MODE_OPEN),
-        (to("100.127.255.255"), Rule.PLATFORM_ADDRESS),
-        (to("172.32.0.0"), Rule.MODE_OPEN),
-        (to("223.255.255.255"), Rule.MODE_OPEN),
-        (to("224.0.0.0"), Rule.PLATFORM_ADDRESS),
-        (to("255.255.255.255"), Rule.PLATFORM_ADDRESS),
-        (to("0.0.0.0"), Rule.PLATFORM_ADDRESS),  # noqa: S104 - an address to reach, not to bind
-        (to("2606:4700::1111"), Rule.PLATFORM_IPV6),
-        (to("::ffff:93.184.216.34"), Rule.PLATFORM_IPV6),
+        (to("93.184.216.34"), Line.MODE_OPEN),
+        (to("93.184.216.34", "udp", 25), Line.MODE_OPEN),
+        (to("93.184.216.34", "icmp", None), Line.MODE_OPEN),
+        (to("93.184.216.34", port=25), Line.PLATFORM_PORT),
+        (to("93.184.216.34", "gre", None), Line.PLATFORM_PROTOCOL),
+        (to("45.33.8.2"), Line.PLATFORM_NODE),
+        (to("169.254.169.254", port=80), Line.PLATFORM_ADDRESS),
+        (to("168.63.129.16", port=80), Line.PLATFORM_ADDRESS),
+        (to("168.63.129.15", port=80), Line.MODE_OPEN),
+        (to("10.255.255.255"), Line.PLATFORM_ADDRESS),
+        (to("11.0.0.0"), Line.MODE_OPEN),
+        (to("9.255.255.255"), Line.MODE_OPEN),
+        (to("100.63.255.255"), Line.MODE_OPEN),
+        (to("100.127.255.255"), Line.PLATFORM_ADDRESS),
+        (to("172.32.0.0"), Line.MODE_OPEN),
+        (to("223.255.255.255"), Line.MODE_OPEN),
+        (to("224.0.0.0"), Line.PLATFORM_ADDRESS),
+        (to("255.255.255.255"), Line.PLATFORM_ADDRESS),
+        (to("0.0.0.0"), Line.PLATFORM_ADDRESS),  # noqa: S104 - an address to reach, not to bind
+        (to("2606:4700::1111"), Line.PLATFORM_IPV6),
+        (to("::ffff:93.184.216.34"), Line.PLATFORM_IPV6),
     ],
 )
-def test_open_reaches_what_is_public(destination: Destination, rule: Rule) -> None:
-    given_verdict = verdict(OPEN, destination, node_addresses=NODE)
-    assert given_verdict.rule is rule
-    assert given_verdict.allowed is (rule is Rule.MODE_OPEN)
+def test_open_reaches_what_is_public(destination: Destination, rule: Line) -> None:
+    given_verdict = verdict(OPEN, destination, Platform(node_addresses=NODE))
+    assert given_verdict.rule == rule
+    assert given_verdict.allowed is (rule is Line.MODE_OPEN)
 
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from(["tcp", "udp", "icmp", "sctp"]), st.integers(0, 65535))
@@ -77,13 +69,13 @@ def test_nothing_that_is_not_global_is_ever_allowed(address: int) -> None:
 
 
 def test_blocked_says_that_it_is_the_mode() -> None:
-    assert verdict(BLOCKED, to("93.184.216.34")).rule is Rule.MODE_BLOCKED
-    assert verdict(BLOCKED, to("10.0.0.1")).rule is Rule.PLATFORM_ADDRESS
+    assert verdict(BLOCKED, to("93.184.216.34")).rule is Line.MODE_BLOCKED
+    assert verdict(BLOCKED, to("10.0.0.1")).rule is Line.PLATFORM_ADDRESS
 
 
 def test_an_operator_can_deny_more() -> None:
-    more = [IPv4Network("93.184.216.0/24")]
-    assert verdict(OPEN, to("93.184.216.34"), extra_denied=more).rule is Rule.PLATFORM_ADDRESS
+    more = (IPv4Network("93.184.216.0/24"),)
+    assert verdict(OPEN, to("93.184.216.34"), Platform(extra_denied=more)).rule is Line.PLATFORM_ADDRESS
     assert "93.184.216.0/24" in compiled.router_table(extra_denied=more)
     assert "93.184.216.0/24" in compiled.host_table(
         name="t", uplink="slt", address=IPv4Address("10.0.0.1"), extra_denied=more
@@ -141,4 +133,4 @@ def test_marks_tell_slots_apart(one: int, other: int) -> None:
 
 
 def test_ipv6_is_no_way_around() -> None:
-    assert verdict(OPEN, Destination(IPv6Address("64:ff9b::5db8:d822"), "tcp", 443)).rule is Rule.PLATFORM_IPV6
+    assert verdict(OPEN, Destination(IPv6Address("64:ff9b::5db8:d822"), "tcp", 443)).rule is Line.PLATFORM_IPV6
