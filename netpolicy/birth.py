@@ -17,11 +17,11 @@ import resource
 import signal
 import socket
 import sys
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import Final
 
 import uvloop
+
+from netpolicy.program import Given, ProgramCode
 
 NETNS_FD: Final = 3
 CHANNEL_FD: Final = 4
@@ -38,33 +38,19 @@ _SECURE_ALL_LOCKED: Final = 0b11101111
 """No root privileges for user 0, no fixing up of capabilities, none kept over a change of user; all locked."""
 _LAST_CAPABILITY: Final = 63
 _INVALID: Final = 22
+_MOST_DESCRIPTORS: Final = 1 << 20
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-@dataclass(frozen=True, slots=True)
-class Given:
-    """What a program starts with: all it will ever have."""
-
-    channel: socket.socket
-    upstream: socket.socket
-    listeners: list[socket.socket]
-
-
-@dataclass(frozen=True, slots=True)
-class ProgramCode:
-    """A program: how it binds its sockets, as root inside the namespace, and what it does after that."""
-
-    bind: Callable[[], list[socket.socket]]
-    run: Callable[[Given], Awaitable[None]]
-
-
 def main(arguments: list[str]) -> None:
     """Become the program; returns when it has ended."""
-    name, root, user, files = arguments
+    name, root, user, files_text = arguments
+    os.closerange(UPSTREAM_FD + 1, _MOST_DESCRIPTORS)
     code = _load(name)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (int(files), int(files)))
+    files = min(int(files_text), resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
     _check(_libc.setns(NETNS_FD, _CLONE_NEWNET), "setns")
     os.close(NETNS_FD)
     listeners = code.bind()

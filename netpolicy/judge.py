@@ -10,8 +10,17 @@ from typing import Any
 
 from netpolicy.platform import Platform
 from netpolicy.policy import Policy, from_json
-from netpolicy.tally import Ruling
 from netpolicy.verdict import Destination, Reason, Verdict, name_verdict, openings, verdict
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ruling:
+    """What was decided, and by what: `source` is policy, platform or limit; `rule` a line of the tenant's own."""
+
+    allowed: bool
+    source: str
+    rule: str | None = None
+    reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

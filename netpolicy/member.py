@@ -7,10 +7,10 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any, Final
 
-from netpolicy.birth import Given
 from netpolicy.channel import Channel, ChannelError
 from netpolicy.judge import Judge, platform_from_document
 from netpolicy.platform import PLATFORM
+from netpolicy.program import Given
 from netpolicy.tally import Tally
 from netpolicy.upstream import Upstream
 

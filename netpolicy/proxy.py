@@ -6,6 +6,7 @@ name's server, whatever it says.
 """
 
 import asyncio
+import resource
 import socket
 import struct
 from collections.abc import Callable
@@ -13,21 +14,21 @@ from functools import partial
 from ipaddress import IPv4Address
 from typing import Any, Final
 
-from netpolicy.birth import Given, ProgramCode
-from netpolicy.judge import Course, Judge
+from netpolicy.judge import Course, Judge, Ruling
 from netpolicy.member import Member, serve
 from netpolicy.names import name_from_wire
 from netpolicy.pace import Pace
-from netpolicy.ports import HTTP_PORT, TLS_PORT
+from netpolicy.program import Given, ProgramCode
+from netpolicy.router_side import HTTP_PORT, TLS_PORT
 from netpolicy.sniff import NoNameError, read_head, read_hello
-from netpolicy.tally import Decided, Ruling
+from netpolicy.tally import Decided
 from netpolicy.upstream import UnresolvedError
 
 _SNIFF_SECONDS: Final = 10.0
 """How long a client may take for its first head or hello, however slowly it sends."""
 _DIAL_SECONDS: Final = 5.0
 _DIALS: Final = 3
-_ALL: Final = 30_000
+_OTHER_FILES: Final = 64
 _BUFFER_BYTES: Final = 64 * 1024
 _SNIFFED_BYTES: Final = 17_000
 _ORIGINAL_DESTINATION: Final = 80
@@ -68,6 +69,8 @@ class Proxy:
         self.open: dict[str, set[Client]] = {}
         self.count = 0
         self._pace = Pace(200, 400)
+        # Two descriptors each, and some for the rest.
+        self._most = (resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _OTHER_FILES) // 2
         member.changed = self.judge_again
 
     def admit(self, client: "Client") -> bool:
@@ -78,7 +81,7 @@ class Proxy:
         own = self.open.setdefault(client.sandbox, set())
         limits = judge.policy.limits
         reason = None
-        if len(own) >= limits.connections or self.count >= _ALL:
+        if len(own) >= limits.connections or self.count >= self._most:
             reason = "connection_limit"
         elif not self._pace.admits(client.sandbox, asyncio.get_running_loop().time()):
             reason = "rate_limit"
@@ -272,12 +275,9 @@ class Client(asyncio.Protocol):
             except UnresolvedError:
                 self._proxy.note(self, Ruling(allowed=False, source="policy", reason="unresolvable"), course.name)
                 return None
-            # Every address is looked at: one private address among public ones is somebody's attempt.
-            for address in addresses:
-                ruling = judge.of_result(course.name, address, course.port)
-                if not ruling.allowed:
-                    self._proxy.note(self, ruling, course.name, str(address))
-                    return None
+            if not self._all_may_be_dialled(judge, course.name, addresses):
+                return None
+            addresses = tuple(each for each in addresses if judge.of_result(course.name, each, course.port).allowed)
         for address in addresses[:_DIALS]:
             # Before the first packet leaves, so that a policy that changes meanwhile finds it here.
             self.dialled = address
@@ -292,6 +292,15 @@ class Client(asyncio.Protocol):
             except (OSError, TimeoutError):
                 continue
         return None
+
+    def _all_may_be_dialled(self, judge: Judge, name: str, addresses: tuple[IPv4Address, ...]) -> bool:
+        """Whether a name may be dialled: one private address among public ones is somebody's attempt."""
+        rulings = [judge.of_result(name, address, self.port) for address in addresses]
+        for address, ruling in zip(addresses, rulings, strict=True):
+            if not ruling.allowed and (ruling.source == "platform" or not any(each.allowed for each in rulings)):
+                self._proxy.note(self, ruling, name, str(address))
+                return False
+        return True
 
     def _is_still(self, judge: Judge) -> bool:
         now = self._proxy.member.judges.get(self.sandbox)

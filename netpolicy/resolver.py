@@ -13,14 +13,14 @@ from ipaddress import IPv4Address
 from typing import Final
 
 from netpolicy import dns
-from netpolicy.birth import Given, ProgramCode
 from netpolicy.channel import ChannelError
-from netpolicy.judge import Judge
+from netpolicy.judge import Judge, Ruling
 from netpolicy.member import Member, serve
 from netpolicy.names import name_from_wire
 from netpolicy.pace import Pace
-from netpolicy.ports import RESOLVER_PORT
-from netpolicy.tally import Decided, Ruling
+from netpolicy.program import Given, ProgramCode
+from netpolicy.router_side import RESOLVER_PORT
+from netpolicy.tally import Decided
 from netpolicy.upstream import UnresolvedError
 
 _PER_SECOND: Final = 100

@@ -5,21 +5,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
+from netpolicy.judge import Ruling
+
 _INTERVAL_SECONDS: Final = 0.1
 _DENIED_INTERVAL_SECONDS: Final = 0.01
 _OF_ONE: Final = 64
 """How many different decisions of one sandbox are told in one interval; the rest are counted as one row."""
 _IN_ALL: Final = 2048
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ruling:
-    """What was decided, and by what: `source` is policy, platform or limit; `rule` a line of the tenant's own."""
-
-    allowed: bool
-    source: str
-    rule: str | None = None
-    reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,6 +21,8 @@ _STEADY_SECONDS: Final = 30.0
 _ANSWER_SECONDS: Final = 5.0
 """One that takes longer to answer is stuck: it is killed, which closes everything it has open."""
 
+_GREETED: Final = 0
+
 Message = dict[str, Any]
 
 
@@ -131,8 +133,7 @@ class Program:
             for message in self._greeting():
                 channel.post(message)
             self._channel = channel
-            await channel.send({"greeted": True})
-            self.up.set()
+            channel.post({"call": _GREETED})
             async with asyncio.TaskGroup() as group:
                 while (message := await channel.receive()) is not None:
                     self._take(channel, message, group)
@@ -144,12 +145,14 @@ class Program:
 
     def _take(self, channel: Channel, message: Message, group: asyncio.TaskGroup) -> None:
         number = message.get("answer")
-        if number is not None:
+        if number == _GREETED:
+            self.up.set()
+        elif number is not None:
             waiting = self._waiting.get(number)
             if waiting is not None and not waiting.done():
                 waiting.set_result(message)
-            return
-        group.create_task(self._answer(channel, message))
+        else:
+            group.create_task(self._answer(channel, message))
 
     async def _answer(self, channel: Channel, message: Message) -> None:
         answer = await self._serve(message)
