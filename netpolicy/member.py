@@ -97,4 +97,7 @@ async def serve(given: Given, work: Callable[[Member], Awaitable[None]]) -> None
             for part in (member.run(), upstream.run(), work(member)):
                 group.create_task(until_over(part))
     except* _Over:
+        pass
+    finally:
         channel.close()
+        given.upstream.close()

@@ -12,7 +12,7 @@ import struct
 from collections.abc import Callable
 from functools import partial
 from ipaddress import IPv4Address
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from netpolicy.judge import Course, Judge, Ruling
 from netpolicy.member import Member, serve
@@ -110,6 +110,15 @@ class Proxy:
                 closed += 1
         return closed
 
+    async def until_cancelled(self) -> None:
+        """End every connection at the end, whatever it is doing."""
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            for own in list(self.open.values()):
+                for client in list(own):
+                    client.reset()
+
     def note(self, client: "Client", ruling: Ruling, name: str | None = None, address: str | None = None) -> None:
         self.member.tally.add(
             Decided(
@@ -145,8 +154,7 @@ class Client(asyncio.Protocol):
         self.dialled: IPv4Address | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - what this protocol is for
-        self.transport = transport
+        self.transport = cast("asyncio.Transport", transport)
         self.sandbox = transport.get_extra_info("peername")[0]
         try:
             self.address, self.port = original_destination(transport.get_extra_info("socket"))
@@ -156,7 +164,7 @@ class Client(asyncio.Protocol):
         if not self._proxy.admit(self):
             self.reset()
             return
-        _tune(transport)
+        _tune(self.transport)
         self._deadline = asyncio.get_running_loop().call_later(_SNIFF_SECONDS, self._too_slow)
 
     def data_received(self, data: bytes) -> None:
@@ -318,10 +326,9 @@ class Server(asyncio.Protocol):
         self.transport: asyncio.Transport = asyncio.Transport()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - what this protocol is for
-        self.transport = transport
-        transport.pause_reading()  # until the client's side knows it
-        _tune(transport)
+        self.transport = cast("asyncio.Transport", transport)
+        self.transport.pause_reading()  # until the client's side knows it
+        _tune(self.transport)
 
     def data_received(self, data: bytes) -> None:
         self._client.transport.write(data)
@@ -396,6 +403,7 @@ async def run(given: Given) -> None:
         loop = asyncio.get_running_loop()
         async with asyncio.TaskGroup() as group:
             proxy = Proxy(member, group)
+            group.create_task(proxy.until_cancelled())
             for listener, read in ((http, read_http), (tls, read_tls)):
                 server = await loop.create_server(partial(Client, proxy, read), sock=listener, backlog=_BACKLOG)
                 group.create_task(server.serve_forever())

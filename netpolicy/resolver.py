@@ -6,11 +6,12 @@ for a time-out and glibc ask the next server.
 """
 
 import asyncio
+import contextlib
 import socket
 import struct
 from collections import OrderedDict
 from ipaddress import IPv4Address
-from typing import Final
+from typing import Final, cast
 
 from netpolicy import dns
 from netpolicy.channel import ChannelError
@@ -148,8 +149,7 @@ class _Udp(asyncio.DatagramProtocol):
         self._tasks = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.DatagramTransport)  # noqa: S101 - what this protocol is for
-        self._transport = transport
+        self._transport = cast("asyncio.DatagramTransport", transport)
 
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
         if self._tasks < 2 * _AT_ONCE:
@@ -219,9 +219,10 @@ async def run(given: Given) -> None:
         resolver = Resolver(member)
         loop = asyncio.get_running_loop()
         async with asyncio.TaskGroup() as group:
-            await loop.create_datagram_endpoint(lambda: _Udp(resolver, group), sock=datagrams)
+            transport, _ = await loop.create_datagram_endpoint(lambda: _Udp(resolver, group), sock=datagrams)
             server = await asyncio.start_server(_Tcp(resolver).serve, sock=streams, limit=2048, backlog=128)
-            await server.serve_forever()
+            with contextlib.closing(transport):
+                await server.serve_forever()
 
     await serve(given, work)
 
