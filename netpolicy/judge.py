@@ -4,7 +4,7 @@ Nothing is decided here: every answer is `verdict`'s, on what the program knows 
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
@@ -66,20 +66,17 @@ class Judge:
 
     def of_connection(self, name: str | None, address: IPv4Address, port: int, flaw: str | None = None) -> Course:
         """Decide on a TCP connection to an address whose client gave this name; without one, `flaw` says why."""
-        if name is not None:
-            by_name = self._asked(name=name, port=port)
-            if by_name.allowed:
-                return Course(_ruling(by_name), name, address, port)
+        by_name = None if name is None else self._asked(name=name, port=port)
+        if by_name is not None and by_name.allowed:
+            return Course(_ruling(by_name), name, address, port)
         by_address = self._asked(name=name, address=address, port=port)
         if by_address.allowed:
             return Course(_ruling(by_address), None, address, port)
-        if name is None and by_address.source == "policy" and by_address.reason is not Reason.DENIED_BY_RULE:
-            by_address = Verdict(
-                allowed=False, source="policy", rule=by_address.rule, reason=Reason(flaw or Reason.NO_NAME)
-            )
-        elif flaw is not None and by_address.source == "policy":
-            by_address = Verdict(allowed=False, source="policy", rule=by_address.rule, reason=Reason(flaw))
-        return Course(_ruling(by_address), None, address, port)
+        refusal = by_name or by_address
+        if refusal.source == "policy" and refusal.reason is not Reason.DENIED_BY_RULE:
+            missing = flaw or (Reason.NO_NAME if name is None and self.policy.named else refusal.reason)
+            refusal = replace(refusal, reason=None if missing is None else Reason(missing))
+        return Course(_ruling(refusal), None, address, port)
 
     def of_result(self, name: str, address: IPv4Address, port: int) -> Ruling:
         """Say whether the proxy may dial an address that an allowed name has led to."""

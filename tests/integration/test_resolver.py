@@ -7,8 +7,8 @@ from collections.abc import AsyncGenerator
 from ipaddress import IPv4Address
 
 import pytest
-from names_kit import Stand, stand, wire_name
 
+from names_kit import Stand, stand, wire_name
 from netpolicy import dns, resolver
 from netpolicy.policy import BLOCKED
 
