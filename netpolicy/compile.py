@@ -1,176 +1,268 @@
-"""Policy to nftables: two static tables and the elements that a sandbox has in them. Pure.
+"""The two static tables, as text for `nft`. Pure.
 
 Tables never change while a node runs; only elements of flat sets keyed by interface do. That keeps a change at some
 tens of microseconds however many sandboxes there are, and each change is one transaction.
 """
 
-import sys
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address
 
-from netpolicy.platform import DENIED_TCP_PORTS, PROTOCOLS, denied_networks
-from netpolicy.policy import Mode, Policy
+from netpolicy.platform import DENIED_TCP_PORTS, PLATFORM, PROTOCOLS, Platform
+from netpolicy.router_side import (
+    HTTP_PORT,
+    LOG_BYTES,
+    LOG_GROUP,
+    NODE_MARK,
+    RESOLVER_PORT,
+    TLS_PORT,
+    LogPrefix,
+)
+from netpolicy.rules import DNS_PORTS
 
 ROUTER_TABLE = "sandlot"
 UPLINK = "uplink"
 SLOT_PREFIX = "sbx"
 
-SOURCES = "sources"
-OPEN = "open_if"
-MARKS = "marks"
-NODE_ADDRESSES = "node_addresses"
-
-SLOT_MASK = 0xFFFF0000
-"""The half of a connection's mark that names its slot."""
-NODE_MARK = 0x8000
-"""Set where the node began the connection, which no egress policy ends. The bits below are kept for policies."""
-
-_CONNECTION_RATE = "500/second burst 2000 packets"
-_CONNECTIONS = 8192
+_LOG_RATE = "20/second burst 100 packets"
+_WHERE = "ifname . inet_proto . ipv4_addr . inet_service"
+_PACKET = "iifname . meta l4proto . ip daddr . th dport"
+_SANDBOXES = f'"{SLOT_PREFIX}*"'
 
 
 @dataclass(frozen=True, slots=True)
-class Element:
-    """One element of a set, or of a map when it has data, as the kernel wants it."""
+class TablePart:
+    """What another module has in a table."""
 
-    set_name: str
-    key: bytes
-    data: bytes | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """What one transaction does. Removing what is not there and adding what is are no errors."""
-
-    remove: tuple[Element, ...] = ()
-    add: tuple[Element, ...] = ()
+    sets: str = ""
+    """With all their elements: those of an earlier table are forgotten."""
+    chains: str = ""
+    forward: str = ""
+    """Rules of the chain `forward`, before any that refuses."""
 
 
-def slot_mark(index: int) -> int:
-    """Return the mark of a slot's connections, never zero."""
-    return (index + 1) << 16
+def router_table(platform: Platform = PLATFORM, *, tunnels: TablePart = TablePart()) -> str:
+    """Return the whole table of a router namespace, replacing the rules of the one that is there in one transaction.
 
-
-def slot_elements(index: int, interface: str, address: IPv4Address) -> tuple[Element, ...]:
-    """What a slot has for as long as it exists, whatever its policy."""
-    key = _interface_key(interface)
-    return (
-        Element(SOURCES, key + address.packed),
-        Element(MARKS, key, slot_mark(index).to_bytes(4, sys.byteorder)),
-    )
-
-
-def policy_change(interface: str, policy: Policy) -> Change:
-    """Turn a slot to a policy, from whatever it had before."""
-    element = Element(OPEN, _interface_key(interface))
-    return Change(add=(element,)) if policy.mode is Mode.OPEN else Change(remove=(element,))
-
-
-def node_address_element(address: IPv4Address) -> Element:
-    return Element(NODE_ADDRESSES, address.packed)
-
-
-def router_table(
-    *,
-    slots: Iterable[tuple[int, str, IPv4Address]] = (),
-    open_interfaces: Iterable[str] = (),
-    node_addresses: Iterable[IPv4Address] = (),
-    extra_denied: Iterable[IPv4Network] = (),
-) -> str:
-    """Return the whole table of a router namespace, replacing what is there in one transaction.
-
-    `sbx*` are the sandboxes, `uplink` leads to the host. A sandbox's packet is judged on its own each time, never by
-    the connection that it claims to belong to, so a policy that closes acts on running connections at once.
+    `sbx*` are the sandboxes, `uplink` leads to the host. Sets that are there keep their elements, so nobody's
+    connection notices. The first packet of a connection, and the first one after a policy has changed, is judged by
+    the policy; the others pass by the mark that says which policy has allowed them.
     """
-    sources = [f'"{interface}" . {address}' for _, interface, address in slots]
-    marks = [f'"{interface}" : {slot_mark(index):#010x}' for index, interface, _ in slots]
-    opened = [f'"{interface}"' for interface in open_interfaces]
-    denied = [str(network) for network in denied_networks(extra_denied)]
-    sandboxes = f'"{SLOT_PREFIX}*"'
+    replaced = _platform_sets(platform) + tunnels.sets
+    flushes = "\n".join(f"flush {kind} inet {ROUTER_TABLE} {name}" for kind, name in _NAMES.findall(replaced))
     return f"""
-table inet {ROUTER_TABLE} {{}}
-delete table inet {ROUTER_TABLE}
 table inet {ROUTER_TABLE} {{
-  set {SOURCES} {{ type ifname . ipv4_addr; {_elements(sources)} }}
-  map {MARKS} {{ type ifname : mark; {_elements(marks)} }}
-  set {OPEN} {{ type ifname; {_elements(opened)} }}
-  set {NODE_ADDRESSES} {{ type ipv4_addr; {_elements(str(address) for address in node_addresses)} }}
-  set denied {{ type ipv4_addr; flags interval; {_elements(denied)} }}
-  set connections {{ type ifname; size 65535; flags dynamic; }}
-  set connection_rate {{ type ifname; size 65535; flags dynamic,timeout; timeout 1m; }}
+{replaced}
+}}
+flush table inet {ROUTER_TABLE}
+{flushes}
+table inet {ROUTER_TABLE} {{
+{replaced}
+{_SETS}
+{_ways_in()}
+{_forward(tunnels.forward)}
+{_verdicts()}
+{_ways_out()}
+{tunnels.chains}
+}}
+"""
 
+
+def drop_table(name: str = ROUTER_TABLE) -> str:
+    """Return what removes a table, whether it is there or not."""
+    return f"table inet {name} {{}}\ndelete table inet {name}\n"
+
+
+def _platform_sets(platform: Platform) -> str:
+    addresses = _elements(str(address) for address in sorted(platform.node_addresses))
+    return f"""
+  set denied {{ type ipv4_addr; flags interval; {_elements(str(network) for network in platform.denied)} }}
+  set node_addresses {{ type ipv4_addr; {addresses} }}
+"""
+
+
+_NAMES = re.compile(r"\b(set|map) (\w+) \{")
+_SETS = f"""
+  set sources {{ type ifname . ipv4_addr; }}
+  map marks {{ type ifname : mark; }}
+  set live {{ type ifname . mark; }}
+  set open_if {{ type ifname; }}
+  set named_if {{ type ifname; }}
+  set judged_if {{ type ifname; }}
+  set allow {{ type {_WHERE}; flags interval; }}
+  set deny {{ type {_WHERE}; flags interval; }}
+  set learned {{ type {_WHERE}; flags timeout; }}
+  set learned_ranges {{ type {_WHERE}; flags interval,timeout; }}
+  set new_rates {{ type ifname; size 65535; flags dynamic; limit rate over 1/second; }}
+  set counts {{ type ifname; size 65535; flags dynamic; ct count over 1; }}
+  set up_rates {{ type ifname; size 65535; flags dynamic; limit rate over 1 bytes/second; }}
+  set down_rates {{ type ifname; size 65535; flags dynamic; limit rate over 1 bytes/second; }}
+  set log_rates {{ type ifname; size 65535; flags dynamic,timeout; timeout 1m; }}
+"""
+
+
+def _ways_in() -> str:
+    """What every packet of a sandbox meets first, and what of it may reach the router itself."""
+    services = f"{{ {RESOLVER_PORT}, {HTTP_PORT}, {TLS_PORT} }}"
+    return f"""
   chain first {{
     type filter hook prerouting priority raw; policy drop;
     iifname "lo" accept
     meta nfproto != ipv4 drop
     iifname "{UPLINK}" accept
-    iifname . ip saddr @{SOURCES} accept
+    iifname . ip saddr @sources accept
+  }}
+
+  chain up {{
+    type filter hook prerouting priority mangle; policy accept;
+    iifname {_SANDBOXES} ct direction original iifname @up_rates drop
+  }}
+
+  chain names {{
+    type nat hook prerouting priority dstnat; policy accept;
+    iifname != @named_if accept
+    meta l4proto {{ tcp, udp }} th dport {DNS_PORTS[0]} redirect to :{RESOLVER_PORT}
+    ip daddr @denied accept
+    ip daddr @node_addresses accept
+    {_PACKET} @deny accept
+    iifname != @judged_if {_PACKET} @allow accept
+    tcp dport 80 redirect to :{HTTP_PORT}
+    tcp dport 443 redirect to :{TLS_PORT}
   }}
 
   chain input {{
     type filter hook input priority filter; policy drop;
     iifname "lo" accept
-    iifname {sandboxes} ct state established ct direction reply accept
-    iifname {sandboxes} goto refuse
+    iifname {_SANDBOXES} ct state established ct direction reply accept
+    iifname != {_SANDBOXES} drop
+    iifname @named_if goto service
+    iifname @open_if ct state established goto service
+    goto refuse
   }}
 
+  chain service {{
+    ct status & dnat == 0 goto refuse
+    meta l4proto {{ tcp, udp }} th dport {services} goto permit
+    goto refuse
+  }}
+"""
+
+
+def _forward(tunnels: str) -> str:
+    """What passes between sandboxes and the uplink. Between sandboxes, and from the uplink unasked, nothing does."""
+    return f"""
   chain forward {{
     type filter hook forward priority filter; policy drop;
     tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu
-    iifname "{UPLINK}" oifname @{OPEN} ct state established,related accept
-    iifname != {sandboxes} drop
+{tunnels}
+    iifname "{UPLINK}" oifname {_SANDBOXES} ct state established,related accept
+    iifname != {_SANDBOXES} drop
     oifname != "{UPLINK}" goto refuse
+    ct state invalid goto refuse
     ip daddr @denied goto refuse
-    ip daddr @{NODE_ADDRESSES} goto refuse
+    ip daddr @node_addresses goto refuse
     meta l4proto != {{ {", ".join(sorted(PROTOCOLS))} }} goto refuse
     tcp dport {{ {", ".join(str(port) for port in sorted(DENIED_TCP_PORTS))} }} goto refuse
-    iifname != @{OPEN} goto refuse
-    ct state invalid goto refuse
-    ct state new jump limits
-    ct mark set iifname map @{MARKS}
+    iifname . ct mark @live accept
+    {_PACKET} @deny goto refuse
+    iifname @named_if meta l4proto {{ tcp, udp }} th dport {{ {", ".join(map(str, DNS_PORTS))} }} goto refuse
+    {_PACKET} @learned goto permit
+    {_PACKET} @learned_ranges goto permit
+    iifname @judged_if tcp dport {{ 80, 443 }} goto refuse
+    iifname @judged_if udp dport 443 goto refuse
+    {_PACKET} @allow goto permit
+    iifname @open_if goto permit
+    goto refuse
+  }}
+"""
+
+
+def _verdicts() -> str:
+    """Permit stamps a connection with the policy that allowed it. Refusals are told to whoever listens, then said."""
+
+    def told(prefix: LogPrefix) -> str:
+        return (
+            f"update @log_rates {{ iifname limit rate {_LOG_RATE} }} "
+            f'log prefix "{prefix}" group {LOG_GROUP} snaplen {LOG_BYTES}'
+        )
+
+    return f"""
+  chain permit {{
+    ct state new iifname @new_rates goto refuse_rate
+    ct state new iifname @counts goto refuse_count
+    ct mark set iifname map @marks
     accept
   }}
 
-  chain limits {{
-    update @connection_rate {{ iifname limit rate over {_CONNECTION_RATE} }} drop
-    add @connections {{ iifname ct count over {_CONNECTIONS} }} goto refuse
+  chain refuse {{
+    {told(LogPrefix.POLICY)}
+    goto turn_away
   }}
 
-  chain refuse {{
+  chain refuse_rate {{
+    {told(LogPrefix.RATE)}
+    goto turn_away
+  }}
+
+  chain refuse_count {{
+    {told(LogPrefix.CONNECTIONS)}
+    goto turn_away
+  }}
+
+  chain turn_away {{
     tcp flags & (syn | ack) != syn reject with tcp reset
     meta l4proto {{ tcp, udp }} reject with icmp admin-prohibited
     drop
   }}
+"""
 
+
+def _ways_out() -> str:
+    """What leaves: by the programs here to sandboxes and to the world, and translated to the router's own address."""
+    return f"""
   chain output {{
     type filter hook output priority filter; policy accept;
-    oifname != {sandboxes} accept
-    ct mark set oifname map @{MARKS}
+    oifname "{UPLINK}" ct direction original ip daddr @denied reject
+    oifname "{UPLINK}" ct direction original ip daddr @node_addresses reject
+    oifname != {_SANDBOXES} accept
+    ct direction != original accept
+    ct mark set oifname map @marks
     ct mark set ct mark or {NODE_MARK:#x}
+  }}
+
+  chain down {{
+    type filter hook postrouting priority mangle; policy accept;
+    oifname {_SANDBOXES} ct direction reply oifname @down_rates drop
   }}
 
   chain nat {{
     type nat hook postrouting priority srcnat; policy accept;
-    iifname {sandboxes} oifname "{UPLINK}" masquerade
+    iifname {_SANDBOXES} oifname "{UPLINK}" masquerade
   }}
-}}
-"""  # noqa: S608 - nftables, not SQL, and every part of it is ours
+"""
 
 
-def host_table(*, name: str, uplink: str, address: IPv4Address, extra_denied: Iterable[IPv4Network] = ()) -> str:
+def host_table(
+    *,
+    name: str,
+    uplink: str,
+    address: IPv4Address,
+    platform: Platform = PLATFORM,
+    tunnels: TablePart = TablePart(),
+) -> str:
     """Return the table beside the host's own rules, replacing what is there in one transaction.
 
     It repeats what the router's table promises, for the day that one is wrong: nothing that comes from the uplink
     reaches an address of the host or a private network, unless the other side began.
     """
-    denied = [str(network) for network in denied_networks(extra_denied)]
+    denied = _elements(str(network) for network in platform.denied)
     return f"""
 table inet {name} {{}}
 delete table inet {name}
 table inet {name} {{
-  set denied {{ type ipv4_addr; flags interval; {_elements(denied)} }}
-
+  set denied {{ type ipv4_addr; flags interval; {denied} }}
+{tunnels.sets}
   chain first {{
     type filter hook prerouting priority mangle; policy accept;
     iifname != "{uplink}" accept
@@ -190,6 +282,7 @@ table inet {name} {{
     type filter hook forward priority filter; policy accept;
     tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu
     oifname "{uplink}" ct state established,related accept
+{tunnels.forward}
     oifname "{uplink}" drop
   }}
 
@@ -197,6 +290,7 @@ table inet {name} {{
     type nat hook postrouting priority srcnat; policy accept;
     ip saddr {address} oifname != "{uplink}" masquerade
   }}
+{tunnels.chains}
 }}
 """
 
@@ -204,7 +298,3 @@ table inet {name} {{
 def _elements(texts: Iterable[str]) -> str:
     joined = ", ".join(texts)
     return f"elements = {{ {joined} }}" if joined else ""
-
-
-def _interface_key(interface: str) -> bytes:
-    return interface.encode().ljust(16, b"\0")

@@ -21,7 +21,7 @@ CREATE = 0x400
 DUMP = 0x300
 NESTED = 0x8000
 
-_RECEIVE_BUFFER_FORCE = 33
+_SEND_BUFFER_FORCE, _RECEIVE_BUFFER_FORCE = 32, 33
 _SOL_NETLINK = 270
 _CAP_ACK = 10
 _EXT_ACK = 11
@@ -84,6 +84,7 @@ class NetlinkSocket:
                 self._socket.setsockopt(_SOL_NETLINK, option, 1)
             # All acknowledgements of a batch wait here before the first is read.
             self._socket.setsockopt(socket.SOL_SOCKET, _RECEIVE_BUFFER_FORCE, _BUFFER_BYTES)
+            self._socket.setsockopt(socket.SOL_SOCKET, _SEND_BUFFER_FORCE, _BUFFER_BYTES)
             self._socket.settimeout(_TIMEOUT_SECONDS)
         except OSError:
             self._socket.close()

@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import Any, Final
 
 from netpolicy.inject import Inject, parse_inject
+from netpolicy.regions import MAX_REGIONS, regions
 from netpolicy.rules import WEB_PORTS, Rule, RuleRefusedError, parse_rule
 
 MAX_RULES: Final = 256
@@ -16,7 +17,7 @@ MAX_INJECTS: Final = 32
 MAX_CONNECTIONS: Final = 8192
 MAX_CONNECTION_RATE: Final = 1000
 MIN_BANDWIDTH: Final = 16_384
-MAX_BANDWIDTH: Final = 1 << 40
+MAX_BANDWIDTH: Final = 10_000_000_000
 
 
 class Mode(StrEnum):
@@ -173,9 +174,11 @@ def _check_sizes(document: Mapping[str, Any], policy: Policy, flaws: list[Flaw])
         flaws.append(Flaw((), "too_many", f"a policy has at most {MAX_RULES} rules in all"))
     if len(document.get("inject", ())) > MAX_INJECTS:
         flaws.append(Flaw(("inject",), "too_many", f"a policy sets at most {MAX_INJECTS} headers"))
+    if len(regions(policy.allow)) + len(regions(policy.deny, denying=True)) > MAX_REGIONS:
+        flaws.append(Flaw((), "too_complex", "its networks lie in each other with too many different ports"))
     bounds = {
-        "connections": (0, MAX_CONNECTIONS),
-        "new_connections_per_second": (0, MAX_CONNECTION_RATE),
+        "connections": (1, MAX_CONNECTIONS),
+        "new_connections_per_second": (1, MAX_CONNECTION_RATE),
         "up_bytes_per_second": (MIN_BANDWIDTH, MAX_BANDWIDTH),
         "down_bytes_per_second": (MIN_BANDWIDTH, MAX_BANDWIDTH),
     }

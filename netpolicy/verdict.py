@@ -12,6 +12,7 @@ from typing import Literal
 from netpolicy.names import NameRefusedError, canonical_name
 from netpolicy.platform import DENIED_TCP_PORTS, PLATFORM, PROTOCOLS, Platform
 from netpolicy.policy import Mode, Policy
+from netpolicy.regions import join_spans, subtract_spans
 from netpolicy.rules import DNS_PORTS, WEB_PORTS, Rule, RuleRefusedError
 
 Source = Literal["policy", "platform", "limit"]
@@ -122,26 +123,6 @@ def openings(policy: Policy, name: str) -> tuple[tuple[str, int, int], ...]:
             unwanted += [(port, port) for port in (*WEB_PORTS, *DENIED_TCP_PORTS)]
         found += [(protocol, first, last) for first, last in subtract_spans(join_spans(wanted), unwanted)]
     return tuple(found)
-
-
-def join_spans(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Return the union of ranges, disjoint and in order."""
-    joined: list[tuple[int, int]] = []
-    for first, last in sorted(spans):
-        if joined and first <= joined[-1][1] + 1:
-            joined[-1] = (joined[-1][0], max(joined[-1][1], last))
-        else:
-            joined.append((first, last))
-    return joined
-
-
-def subtract_spans(spans: list[tuple[int, int]], holes: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Return disjoint ranges without the holes, in order."""
-    left = spans
-    for low, high in holes:
-        around = [((first, min(last, low - 1)), (max(first, high + 1), last)) for first, last in left]
-        left = [part for pair in around for part in pair if part[0] <= part[1]]
-    return left
 
 
 def parse_destination(text: str) -> Destination:

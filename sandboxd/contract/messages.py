@@ -1,9 +1,20 @@
 """What the api asks of a node and what a node reports."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, StringConstraints
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
+from netpolicy.policy import (
+    MAX_BANDWIDTH,
+    MAX_CONNECTION_RATE,
+    MAX_CONNECTIONS,
+    MAX_INJECTS,
+    MAX_RULES,
+    MIN_BANDWIDTH,
+    Policy,
+    parse_policy,
+)
+from netpolicy.rules import MAX_RULE
 from sandboxd.contract.ids import ImageId, NodeId, SandboxId
 from sandboxd.contract.processes import MAX_TIMEOUT_SECONDS, Argument, Open, PathText, Strict, Time, UserName
 from sandboxd.contract.reasons import SandboxReason
@@ -50,10 +61,71 @@ class ImageRef(Strict):
     digest: str
 
 
-class EgressSpec(Strict):
-    """What a sandbox may reach. `open`: public addresses; `blocked`: nothing."""
+class InjectSpec(Strict):
+    """A secret put into requests to a host; the value is not here."""
 
-    mode: Literal["open", "blocked"]
+    host: Annotated[str, Field(max_length=1024)]
+    header: Annotated[str, Field(max_length=128)]
+    value_from: dict[Literal["secret"], Annotated[str, Field(max_length=64)]]
+    format: Annotated[str, Field(max_length=1024)] = "{value}"
+
+
+class EgressLimits(Strict):
+    """How much at once and how fast."""
+
+    connections: int = Field(default=1024, ge=1, le=MAX_CONNECTIONS)
+    new_connections_per_second: int = Field(default=200, ge=1, le=MAX_CONNECTION_RATE)
+    up_bytes_per_second: int | None = Field(default=None, ge=MIN_BANDWIDTH, le=MAX_BANDWIDTH)
+    down_bytes_per_second: int | None = Field(default=None, ge=MIN_BANDWIDTH, le=MAX_BANDWIDTH)
+
+
+RuleText = Annotated[str, Field(max_length=MAX_RULE)]
+
+
+class EgressRules(Strict):
+    """What a sandbox may reach, as a canonical document. `open`: public addresses; `blocked`: nothing."""
+
+    mode: Literal["open", "blocked", "allowlist"]
+    allow: list[RuleText] = Field(default_factory=list, max_length=MAX_RULES)
+    deny: list[RuleText] = Field(default_factory=list, max_length=MAX_RULES)
+    inject: list[InjectSpec] = Field(default_factory=list[InjectSpec], max_length=MAX_INJECTS)
+    limits: EgressLimits = EgressLimits()
+
+    @model_validator(mode="after")
+    def _is_a_policy(self) -> Self:
+        self.policy()
+        return self
+
+    def policy(self) -> Policy:
+        """Return what it means; ValueError where it means nothing."""
+        return parse_policy(self.model_dump())
+
+
+class EgressSpec(EgressRules):
+    """A policy, and how many the sandbox has had before it."""
+
+    generation: Ordinal = Field(default=1, ge=1)
+
+
+class PutEgress(Strict):
+    """Body of `PUT /node/v1/sandboxes/{id}/egress`: the policy from now on.
+
+    Refused with `stale_generation` when the node knows a newer one.
+    """
+
+    epoch: Ordinal = Field(ge=0)
+    egress: EgressSpec
+
+
+class EgressReport(Open):
+    """What a node says of a sandbox's policy."""
+
+    generation: int
+    applied_generation: int
+    """The policy that is true; where it is not `generation`, nothing is reached or the change is under way."""
+    state: Literal["applied", "applying", "closed"]
+    closed_connections: int = 0
+    """What the last change of this call has ended."""
 
 
 class SandboxSpec(Strict):

@@ -52,7 +52,7 @@ class Row(NamedTuple):
     id: int
     first_ms: int
     last_ms: int
-    count: int
+    times: int
     what: What
 
 
@@ -122,7 +122,7 @@ class DecisionStore:
 
 def _values(row: Row) -> tuple[Any, ...]:
     what = row.what
-    return (row.id, what.sandbox_id, row.first_ms, row.last_ms, row.count, *what[1:])
+    return (row.id, what.sandbox_id, row.first_ms, row.last_ms, row.times, *what[1:])
 
 
 def _row(found: tuple[Any, ...]) -> Row:

@@ -12,7 +12,6 @@ from typing import Any, Final
 
 import structlog
 
-from sandboxd.contract.processes import render_time
 from sandboxd.history.decision_store import DecisionStore, Row, What
 from sandboxd.history.threads import in_thread
 from sandboxd.processes.rendering import moment
@@ -40,7 +39,7 @@ class DecisionBook:
         self._days = days
         self._owners: dict[str, str] = {}
         self._position = 0
-        self._open: OrderedDict[What, Row] = OrderedDict()
+        self._open = OrderedDict[What, Row]()
         """What may still grow, in the order of its first moment."""
         self._unwritten: dict[int, Row] = {}
         self._recent: dict[str, deque[int]] = {}
@@ -94,7 +93,7 @@ class DecisionBook:
 
     def denied_since(self, sandbox_id: str, at_ms: int, limit: int) -> list[dict[str, Any]]:
         """Return the latest refusals since a moment, oldest first."""
-        rows = [row for row in self._denied.get(sandbox_id, {}).values() if row.last_ms >= at_ms]
+        rows = [row for row in self._denied.get(sandbox_id, OrderedDict[What, Row]()).values() if row.last_ms >= at_ms]
         return [shown(row) for row in sorted(rows, key=lambda row: row.last_ms)[-limit:]]
 
     async def after(self, sandbox_id: str, position: int, since_ms: int, verdict: str | None, limit: int) -> list[Row]:
@@ -133,10 +132,10 @@ class DecisionBook:
         if row is None:
             self._position += 1
             row = Row(self._position, now, now, 0, what)
-        row = row._replace(last_ms=now, count=row.count + count)
+        row = row._replace(last_ms=now, times=row.times + count)
         self._open[what] = self._unwritten[row.id] = row
         if what.verdict == "deny":
-            denied = self._denied.setdefault(what.sandbox_id, OrderedDict())
+            denied = self._denied.setdefault(what.sandbox_id, OrderedDict[What, Row]())
             denied[what] = row
             denied.move_to_end(what)
             if len(denied) > _DENIED:
@@ -186,9 +185,9 @@ def shown(row: Row) -> dict[str, Any]:
     what = row.what._asdict()
     del what["sandbox_id"]
     return {
-        "first_at": render_time(moment(row.first_ms * 1000)),
-        "last_at": render_time(moment(row.last_ms * 1000)),
-        "count": row.count,
+        "first_at": moment(row.first_ms * 1000),
+        "last_at": moment(row.last_ms * 1000),
+        "count": row.times,
     } | what
 
 

@@ -1,10 +1,14 @@
 """The network seam: slots, and what they may reach."""
 
 import socket
+from collections.abc import Iterable
 from dataclasses import dataclass
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Protocol
 
+from netpolicy.platform import Platform
+from netpolicy.policy import Policy
 from sandboxd.contract.messages import EgressSpec
 
 
@@ -28,6 +32,31 @@ class NetworkError(Exception):
     """A namespace, link or rule could not be made; says which and the kernel's words."""
 
 
+class Names(Protocol):
+    """The programs that decide names, as the network uses them."""
+
+    async def apply(self, address: str, policy: Policy | None) -> int:
+        """Have the sandbox at an address judged by a policy, or by none: then it has no names at all.
+
+        Returns how many proxied connections that closed; all that it forbids are dead. A program that is down has none.
+        """
+        ...
+
+    async def set_platform(self, platform: Platform) -> None:
+        """Have the node's own denials judged from now on."""
+        ...
+
+
+class NoNames:
+    """`Names` where no program decides them: what names allow is closed."""
+
+    async def apply(self, address: str, policy: Policy | None) -> int:  # noqa: ARG002
+        return 0
+
+    async def set_platform(self, platform: Platform) -> None:
+        """Have nobody to tell."""
+
+
 class Network(Protocol):
     """Slots of one node. Complete undo, and recovery by looking at what exists."""
 
@@ -43,8 +72,18 @@ class Network(Protocol):
         """Return the slot a sandbox already has; NetworkError if it is not whole."""
         ...
 
-    async def apply_egress(self, slot: Slot, egress: EgressSpec) -> None:
-        """Make the policy true; forbidden flows are dead when it returns."""
+    async def apply_egress(self, slot: Slot, egress: EgressSpec) -> int:
+        """Make the policy true; returns how many connections that has ended: all that it forbids.
+
+        Connections that it allows go on. NetworkError: it is not true, and then the sandbox reaches nothing.
+        """
+        ...
+
+    async def learn(self, address: str, name: str, addresses: Iterable[IPv4Address], seconds: int) -> None:
+        """Open what the policy of the sandbox at `address` opens at addresses of a name, for so long.
+
+        Open when this returns. NetworkError: none of them is.
+        """
         ...
 
     async def release(self, sandbox_id: str, index: int) -> None:

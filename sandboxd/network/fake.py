@@ -1,6 +1,8 @@
 """A network in memory, which fails when told to. It keeps the contract, and reaches nothing."""
 
 import socket
+from collections.abc import Iterable
+from ipaddress import IPv4Address
 from pathlib import Path
 
 from sandboxd.contract.messages import EgressSpec
@@ -17,6 +19,9 @@ class FakeNetwork:
         self.held: dict[str, int] = {}
         self.bytes: dict[str, tuple[int, int]] = {}
         """What `counters` answers."""
+        self.closes = 0
+        """What the next `apply_egress` that changes something answers."""
+        self.learned: dict[int, list[tuple[str, tuple[IPv4Address, ...], int]]] = {}
         self.repairs = 0
         self.complaints: list[str] = []
         """What `problems` answers."""
@@ -54,9 +59,24 @@ class FakeNetwork:
             raise NetworkError(f"slot {index} of {sandbox_id} does not exist")
         return self.slots[index]
 
-    async def apply_egress(self, slot: Slot, egress: EgressSpec) -> None:
-        self._check("apply_egress")
+    async def apply_egress(self, slot: Slot, egress: EgressSpec) -> int:
+        egress.policy()
+        try:
+            self._check("apply_egress")
+        except Exception:
+            self.egress[slot.index] = EgressSpec(mode="blocked")
+            raise
+        changed = self.egress.get(slot.index) != egress
         self.egress[slot.index] = egress
+        closed, self.closes = self.closes, 0
+        return closed if changed else 0
+
+    async def learn(self, address: str, name: str, addresses: Iterable[IPv4Address], seconds: int) -> None:
+        self._check("learn")
+        index = next((slot.index for slot in self.slots.values() if slot.address == address), None)
+        if index is None:
+            raise NetworkError(f"no sandbox is at {address}")
+        self.learned.setdefault(index, []).append((name, tuple(addresses), seconds))
 
     async def release(self, sandbox_id: str, index: int) -> None:
         self._check("release")
@@ -64,6 +84,7 @@ class FakeNetwork:
             del self.held[sandbox_id]
             self.slots.pop(index, None)
             self.egress.pop(index, None)
+            self.learned.pop(index, None)
 
     def open_socket(self) -> socket.socket:
         self._check("open_socket")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from netpolicy.compile import UPLINK, host_table
 from netpolicy.firewall import Firewall, delete_table, load_table, table_text
+from netpolicy.platform import PLATFORM, Platform
 from sandboxd.network import coexistence
 from sandboxd.network.base import NetworkError
 from sandboxd.network.failures import refusals
@@ -42,7 +43,10 @@ class Uplink:
 class HostSide:
     """What one instance has in the host's namespace."""
 
-    def __init__(self, *, instance: str, uplink_range: IPv4Network, router_pin: Path) -> None:
+    def __init__(
+        self, *, instance: str, uplink_range: IPv4Network, router_pin: Path, platform: Platform = PLATFORM
+    ) -> None:
+        self._platform = platform
         self.link_name = f"sl{instance}"
         self.table_name = f"sandlot_{instance}"
         self._range = uplink_range
@@ -111,7 +115,10 @@ class HostSide:
     def _load(self) -> None:
         if self._uplink is None:
             raise NetworkError("the uplink is not there yet")
-        load_table(host_table(name=self.table_name, uplink=self.link_name, address=self._uplink.router.ip))
+        text = host_table(
+            name=self.table_name, uplink=self.link_name, address=self._uplink.router.ip, platform=self._platform
+        )
+        load_table(text)
         self._loaded = table_text(self.table_name)
         coexistence.accept_forwarding(self.link_name, self.table_name)
         self._generation = self._firewall.generation()

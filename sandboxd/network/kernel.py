@@ -8,23 +8,30 @@ import asyncio
 import contextlib
 import queue
 import socket
+import time
+from collections.abc import Iterable
 from concurrent.futures import Future
+from dataclasses import replace
 from functools import partial
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 import structlog
 
-from netpolicy.compile import SLOT_PREFIX, Change, policy_change
+from netpolicy.compile import SLOT_PREFIX
+from netpolicy.elements import Change
 from netpolicy.firewall import Firewall
-from netpolicy.policy import Mode, Policy
+from netpolicy.flows import Flows
+from netpolicy.platform import PLATFORM, Platform
+from netpolicy.policy import Mode
 from sandboxd.contract.messages import EgressSpec
 from sandboxd.network import slots
-from sandboxd.network.base import NetworkError, Slot
+from sandboxd.network.base import Names, NetworkError, NoNames, Slot
 from sandboxd.network.failures import refusals
 from sandboxd.network.host import HostSide
 from sandboxd.network.links import Links, read_counters
 from sandboxd.network.netns import NamespaceThread, Urgency, inside, is_pin, pin_here, unpin
+from sandboxd.network.policies import SlotPolicies
 from sandboxd.network.router import Router, remove_all
 from sandboxd.network.slots import SlotPlan
 
@@ -45,6 +52,7 @@ class KernelNetwork:
 
     Slots' addresses are seen by nobody outside the router namespace, so instances may share `sandbox_range`; each
     picks a free /31 of `uplink_range`. `host_netns` stands for the host where the program's own namespace does not.
+    `platform` is what no sandbox reaches, beside the host's own addresses; `names` are the programs that decide names.
     """
 
     def __init__(
@@ -56,6 +64,8 @@ class KernelNetwork:
         uplink_range: IPv4Network = UPLINK_RANGE,
         pool_size: int = 8,
         host_netns: Path | None = None,
+        platform: Platform = PLATFORM,
+        names: Names | None = None,
     ) -> None:
         if sandbox_range.overlaps(uplink_range):
             raise NetworkError(f"the ranges {sandbox_range} and {uplink_range} overlap")
@@ -64,8 +74,15 @@ class KernelNetwork:
         self._sandbox_range = sandbox_range
         self._pool_size = pool_size
         self._host_netns = host_netns
-        self._host = HostSide(instance=instance, uplink_range=uplink_range, router_pin=self._router_pin)
+        self._host = HostSide(
+            instance=instance, uplink_range=uplink_range, router_pin=self._router_pin, platform=platform
+        )
         self._firewall = Firewall()
+        self._flows = Flows()
+        self._policies = SlotPolicies(self._firewall, self._flows, time.monotonic)
+        self._platform = platform
+        self._names: Names = names or NoNames()
+        self._turns: dict[int, asyncio.Lock] = {}
         self._router: Router | None = None
         self._threads: dict[str, NamespaceThread] = {}
         self._held: dict[str, Slot] = {}
@@ -100,22 +117,31 @@ class KernelNetwork:
         self._held[sandbox_id] = slot
         return slot
 
-    async def apply_egress(self, slot: Slot, egress: EgressSpec) -> None:
-        policy = Policy(Mode(egress.mode))
-        await self._thread("births").run(partial(self._apply_policy, slot, policy))
+    async def apply_egress(self, slot: Slot, egress: EgressSpec) -> int:
+        policy = egress.policy()
+        async with self._turn(slot):
+            try:
+                # The programs first: what they forbid is closed before the kernel opens anything to them.
+                closed = await self._names.apply(slot.address, None if policy.mode is Mode.BLOCKED else policy)
+                return closed + await self._thread("births").run(partial(self._policies.apply, slot, policy))
+            except BaseException:
+                # Cut off in between, it may be either policy: until the next one it is none.
+                await self._close(slot)
+                raise
+
+    async def learn(self, address: str, name: str, addresses: Iterable[IPv4Address], seconds: int) -> None:
+        slot = next((slot for slot in self._held.values() if slot.address == address), None)
+        if slot is None:
+            raise NetworkError(f"no sandbox is at {address}")
+        await self._thread("births").run(partial(self._policies.learn, slot, name, tuple(addresses), seconds))
 
     async def release(self, sandbox_id: str, index: int) -> None:
         router = self._running()
         slot = self._held.get(sandbox_id)
         if slot is None or slot.index != index:
             return
-        blocked = True
-        try:
-            await self._thread("births").run(partial(self._cut_off, slot))
-        except NetworkError as error:
-            # Its link is removed instead, which blocks it better.
-            blocked = False
-            _log.warning("slot_not_blocked", slot=index, error=str(error))
+        async with self._turn(slot):
+            blocked = await self._close(slot, of_the_node=True)
         if blocked:
             blocked = await self._vacated(slot)
         keep = blocked and len(router.ready) < self._pool_size * _KEPT_PER_POOLED
@@ -142,7 +168,7 @@ class KernelNetwork:
         addresses = await self._thread("host").run(self._host.addresses)
         if addresses != self._node_addresses:
             await self._thread("router").run(partial(router.set_node_addresses, self._node_addresses, addresses))
-            self._node_addresses = addresses
+            await self._set_platform(addresses)
         self._refill_pool()
 
     async def problems(self) -> list[str]:
@@ -166,17 +192,25 @@ class KernelNetwork:
         await host.run(self._ensure_router)
         births = await self._start_thread("births", self._router_pin)
         thread = await self._start_thread("router", self._router_pin)
-        opened = await births.run(self._open_interfaces)
         addresses = await host.run(self._host.addresses)
         plan = SlotPlan(self._netns_dir, self._sandbox_range, await host.run(self._host.mtu))
-        router = await thread.run(lambda: Router(plan, lambda change: births.call(partial(self._apply, change))))
+        router = await thread.run(
+            lambda: Router(
+                plan,
+                lambda change: births.call(partial(self._apply, change)),
+                lambda slot: births.call(partial(self._policies.forget, slot)),
+            )
+        )
         self._router = router
-        existing = await thread.run(partial(router.set_up, set(in_use.values()), opened, addresses))
-        self._node_addresses = addresses
+        platform = self._platform_with(addresses)
+        existing = await thread.run(partial(router.set_up, set(in_use.values()), platform))
+        await births.run(partial(self._take_over, [plan.slot(index) for index in sorted(existing)]))
+        await self._set_platform(addresses)
         # The table stands before the way out does.
         await host.run(self._host.set_up)
-        self._node_addresses = await host.run(self._host.addresses)
-        await thread.run(partial(router.set_node_addresses, addresses, self._node_addresses))
+        after = await host.run(self._host.addresses)
+        await thread.run(partial(router.set_node_addresses, addresses, after))
+        await self._set_platform(after)
         self._held = {owner: plan.slot(index) for owner, index in in_use.items() if index in existing}
         for _ in range(_SOCKETS_READY):
             births.submit(self._bear_socket)
@@ -187,6 +221,32 @@ class KernelNetwork:
         await asyncio.to_thread(thread.start)
         self._threads[name] = thread
         return thread
+
+    async def _close(self, slot: Slot, *, of_the_node: bool = False) -> bool:
+        """Let a slot reach nothing. False: it could not be done but by taking its link down."""
+        with contextlib.suppress(NetworkError):
+            await self._names.apply(slot.address, None)
+        try:
+            await self._thread("births").run(partial(self._policies.close, slot, of_the_node=of_the_node))
+        except NetworkError as error:
+            _log.error("slot_not_closed", slot=slot.index, error=str(error))
+            with contextlib.suppress(NetworkError):
+                await self._thread("router").run(partial(self._running().cut, slot))
+            return False
+        return True
+
+    def _turn(self, slot: Slot) -> asyncio.Lock:
+        """One at a time changes what a slot may reach."""
+        return self._turns.setdefault(slot.index, asyncio.Lock())
+
+    async def _set_platform(self, node_addresses: frozenset[IPv4Address]) -> None:
+        self._node_addresses = node_addresses
+        platform = self._platform_with(node_addresses)
+        self._policies.platform = platform
+        await self._names.set_platform(platform)
+
+    def _platform_with(self, node_addresses: frozenset[IPv4Address]) -> Platform:
+        return replace(self._platform, node_addresses=node_addresses)
 
     async def _vacated(self, slot: Slot) -> bool:
         """Wait for the sandbox's last sockets: the kernel closes them a moment after its processes are gone."""
@@ -218,6 +278,7 @@ class KernelNetwork:
             self._router.close()
             self._router = None
         self._firewall.close()
+        self._flows.close()
         self._host.close()
         self._held = {}
         while True:
@@ -253,24 +314,13 @@ class KernelNetwork:
         router.give_back(slot, keep=keep)
         self._held.pop(sandbox_id, None)
 
-    def _apply_policy(self, slot: Slot, policy: Policy) -> None:
-        self._apply(policy_change(slot.interface, policy))
-        if policy.mode is Mode.BLOCKED:
-            with refusals(f"slot {slot.index}'s connections cannot be ended"):
-                self._firewall.forget_connections(slot.index)
-
-    def _cut_off(self, slot: Slot) -> None:
-        self._apply(policy_change(slot.interface, Policy(Mode.BLOCKED)))
-        with refusals(f"slot {slot.index}'s connections cannot be ended"):
-            self._firewall.forget_connections(slot.index, of_the_node=True)
+    def _take_over(self, kept: list[Slot]) -> None:
+        with refusals("the router's table cannot be read"):
+            self._policies.take_over(kept)
 
     def _apply(self, change: Change) -> None:
         with refusals("the router's table cannot be changed"):
             self._firewall.apply(change)
-
-    def _open_interfaces(self) -> set[str]:
-        with refusals("the router's table cannot be read"):
-            return self._firewall.open_interfaces()
 
     def _bear_socket(self) -> None:
         born = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)

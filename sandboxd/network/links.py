@@ -162,6 +162,12 @@ class Links:
             messages.append(Message(_NEW_ROUTE, ACK | CREATE | REPLACE, header + body))
         self._netlink.change(messages)
 
+    def set_down(self, name: str) -> None:
+        """Take a link down; one that is gone is down."""
+        link = self.find(name)
+        if link is not None:
+            self._netlink.change([Message(_SET_LINK, ACK, _LINK.pack(0, 0, link.index, 0, _UP))])
+
     def remove_addresses(self, index: int) -> None:
         """Remove every address of a link, which takes its routes and neighbours along."""
         messages = [

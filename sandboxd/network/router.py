@@ -12,8 +12,10 @@ from pathlib import Path
 
 import structlog
 
-from netpolicy.compile import Change, Element, node_address_element, router_table, slot_elements
-from netpolicy.firewall import load_table
+from netpolicy.compile import ROUTER_TABLE, router_table
+from netpolicy.elements import Change, Element, node_address_element, source_element
+from netpolicy.firewall import FirewallError, delete_table, load_table
+from netpolicy.platform import Platform
 from sandboxd.network import slots
 from sandboxd.network.base import NetworkError, Slot
 from sandboxd.network.failures import refusals
@@ -41,11 +43,12 @@ _log = structlog.get_logger(__name__)
 
 
 class Router:
-    """The slots of one router namespace. `apply` changes elements of its table."""
+    """The slots of one router namespace. `apply` changes elements of its table, `forget` removes a slot's policy."""
 
-    def __init__(self, plan: SlotPlan, apply: Callable[[Change], None]) -> None:
+    def __init__(self, plan: SlotPlan, apply: Callable[[Change], None], forget: Callable[[Slot], None]) -> None:
         self._plan = plan
         self._apply = apply
+        self._forget = forget
         self._links = Links()
         self._used: set[int] = set()
         self._next = 0
@@ -55,29 +58,30 @@ class Router:
     def close(self) -> None:
         self._links.close()
 
-    def set_up(
-        self, in_use: Collection[int], open_interfaces: set[str], node_addresses: frozenset[IPv4Address]
-    ) -> set[int]:
-        """Make the table true for the slots in use that exist, remove all others; return those that exist.
+    def set_up(self, in_use: Collection[int], platform: Platform) -> set[int]:
+        """Make the table true, remove all slots but those in use; return those of them that exist.
 
-        The table is replaced in one transaction that carries over what is open, so nobody's packets meet none.
+        The rules are replaced in one transaction, and elements stay, so nobody's packets meet none.
         """
         disable_ipv6()
         for name, value in _SYSCTLS.items():
             write_sysctl(name, value)
         existing = slots.existing(self._plan.netns_dir, self._links)
         kept = {index for index in existing if index in in_use and index < self._plan.count}
-        kept_slots = [self._plan.slot(index) for index in sorted(kept)]
-        text = router_table(
-            slots=[(slot.index, slot.interface, IPv4Address(slot.address)) for slot in kept_slots],
-            open_interfaces=sorted(open_interfaces & {slot.interface for slot in kept_slots}),
-            node_addresses=sorted(node_addresses),
-        )
+        text = router_table(platform)
         with refusals("the router's table cannot be loaded"):
-            load_table(text)
+            try:
+                load_table(text)
+            except FirewallError as error:
+                # Another release's sets: closed until each policy is applied again, which comes next.
+                _log.warning("router_table_replaced", error=str(error))
+                delete_table(ROUTER_TABLE)
+                load_table(text)
         for name, value in _SYSCTLS_OF_CONNTRACK.items():
             write_sysctl(name, value)
         self._used = kept
+        sources = [self._source(self._plan.slot(index)) for index in sorted(kept)]
+        self._apply(Change(add=tuple(sources)))
         for index in sorted(existing - kept):
             slots.remove(self._plan.slot(index), self._links)
         return kept
@@ -87,7 +91,7 @@ class Router:
         slot = self._plan.slot(self._free_index())
         slots.make(slot, self._links)
         try:
-            self._apply(Change(add=_elements(slot)))
+            self._apply(Change(add=(self._source(slot),)))
         except NetworkError:
             self._remove_quietly(slot)
             raise
@@ -101,6 +105,11 @@ class Router:
         link = self._links.find(slot.interface)
         return replace(slot, mtu=link.mtu) if link is not None else slot
 
+    def cut(self, slot: Slot) -> None:
+        """Take a slot's link down: what can be closed by no rule is closed so."""
+        with refusals(f"slot {slot.index} cannot be cut off"):
+            self._links.set_down(slot.interface)
+
     def give_back(self, slot: Slot, *, keep: bool) -> None:
         """Take a slot whose sandbox is gone: ready again if it is wanted and provably clean, else removed."""
         if keep and slot.mtu == self._plan.mtu:
@@ -113,7 +122,8 @@ class Router:
                 return
         slots.remove(slot, self._links)
         self._used.discard(slot.index)
-        self._apply(Change(remove=_elements(slot)))
+        self._apply(Change(remove=(self._source(slot),)))
+        self._forget(slot)
 
     def set_node_addresses(self, old: frozenset[IPv4Address], new: frozenset[IPv4Address]) -> None:
         self._apply(
@@ -128,6 +138,10 @@ class Router:
         remove_all(self._plan.netns_dir, self._links)
         self._used.clear()
         self.ready.clear()
+
+    @staticmethod
+    def _source(slot: Slot) -> Element:
+        return source_element(slot.interface, IPv4Address(slot.address))
 
     def _free_index(self) -> int:
         """Return the next index that nobody has, so that one is not used again at once."""
@@ -150,7 +164,3 @@ def remove_all(netns_dir: Path, links: Links) -> None:
         links.delete_group(slots.GROUP)
     for index in sorted(found):
         slots.unpin_slot(netns_dir, index)
-
-
-def _elements(slot: Slot) -> tuple[Element, ...]:
-    return slot_elements(slot.index, slot.interface, IPv4Address(slot.address))

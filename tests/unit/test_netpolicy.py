@@ -8,8 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netpolicy import compile as compiled
+from netpolicy.elements import Element, source_element
 from netpolicy.platform import PRIVATE_NETWORKS, Platform, denied_networks
 from netpolicy.policy import BLOCKED, OPEN
+from netpolicy.router_side import SLOT_MASK, slot_mark, slot_of_mark
 from netpolicy.verdict import Destination, Line, verdict
 
 NODE = frozenset({IPv4Address("45.33.8.2")})
@@ -76,9 +78,9 @@ def test_blocked_says_that_it_is_the_mode() -> None:
 def test_an_operator_can_deny_more() -> None:
     more = (IPv4Network("93.184.216.0/24"),)
     assert verdict(OPEN, to("93.184.216.34"), Platform(extra_denied=more)).rule is Line.PLATFORM_ADDRESS
-    assert "93.184.216.0/24" in compiled.router_table(extra_denied=more)
+    assert "93.184.216.0/24" in compiled.router_table(Platform(extra_denied=more))
     assert "93.184.216.0/24" in compiled.host_table(
-        name="t", uplink="slt", address=IPv4Address("10.0.0.1"), extra_denied=more
+        name="t", uplink="slt", address=IPv4Address("10.0.0.1"), platform=Platform(extra_denied=more)
     )
 
 
@@ -98,38 +100,23 @@ def test_both_tables_deny_the_platforms_list() -> None:
         assert str(network) in host
 
 
-def test_a_table_carries_over_its_elements() -> None:
-    text = compiled.router_table(
-        slots=[(17, "sbx17", IPv4Address("10.231.0.35"))],
-        open_interfaces=["sbx17"],
-        node_addresses=[IPv4Address("45.33.8.2")],
-    )
-    assert 'elements = { "sbx17" . 10.231.0.35 }' in text
-    assert 'elements = { "sbx17" : 0x00120000 }' in text
-    assert 'elements = { "sbx17" }' in text
-    assert "elements = { 45.33.8.2 }" in text
-
-
-def test_opening_adds_and_closing_removes_one_element() -> None:
-    opened = compiled.policy_change("sbx3", OPEN)
-    closed = compiled.policy_change("sbx3", BLOCKED)
-    assert opened.add == closed.remove
-    assert not opened.remove
-    assert not closed.add
-    assert opened.add[0] == compiled.Element(compiled.OPEN, b"sbx3" + bytes(12))
-
-
 def test_a_slot_is_known_by_interface_and_address_together() -> None:
-    source, mark = compiled.slot_elements(0, "sbx0", IPv4Address("10.231.0.1"))
-    assert source == compiled.Element(compiled.SOURCES, b"sbx0" + bytes(12) + bytes((10, 231, 0, 1)))
-    assert mark.data is not None
+    source = source_element("sbx0", IPv4Address("10.231.0.1"))
+    assert source == Element("sources", b"sbx0" + bytes(12) + bytes((10, 231, 0, 1)))
+
+
+def test_sets_of_others_are_replaced_and_those_of_slots_kept() -> None:
+    text = compiled.router_table(tunnels=compiled.TablePart(sets="  map tun { type mark : verdict; }"))
+    flushed = [line.split()[-1] for line in text.splitlines() if line.startswith("flush ")]
+    assert flushed == ["sandlot", "denied", "node_addresses", "tun"]
 
 
 @given(st.integers(0, 0xFFFE - 1), st.integers(0, 0xFFFE - 1))
 def test_marks_tell_slots_apart(one: int, other: int) -> None:
-    assert compiled.slot_mark(one) & compiled.SLOT_MASK == compiled.slot_mark(one)
-    assert 0 < compiled.slot_mark(one) < 2**32
-    assert (compiled.slot_mark(one) == compiled.slot_mark(other)) is (one == other)
+    assert slot_mark(one) & SLOT_MASK == slot_mark(one)
+    assert 0 < slot_mark(one) < 2**32
+    assert (slot_mark(one) == slot_mark(other)) is (one == other)
+    assert slot_of_mark(slot_mark(one) | 0xFFFF) == one
 
 
 def test_ipv6_is_no_way_around() -> None:
