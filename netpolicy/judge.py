@@ -50,9 +50,9 @@ class Judge:
         """Say whether the resolver may answer for a canonical name."""
         return _ruling(name_verdict(self.policy, name, self.platform))
 
-    def openings(self, name: str) -> list[list[Any]]:
-        """Return what the kernel is to let through at a name's addresses: protocol, first and last port."""
-        return [list(opening) for opening in openings(self.policy, name)]
+    def opens(self, name: str) -> bool:
+        """Whether the kernel is to let anything through at a name's addresses."""
+        return bool(openings(self.policy, name))
 
     def against(self, address: IPv4Address) -> Ruling | None:
         """Return why nothing at all may be had at an address, if so."""

@@ -96,8 +96,7 @@ class Resolver:
 
     async def _open(self, sandbox: str, judge: Judge, name: str, addresses: tuple[IPv4Address, ...], ttl: int) -> bool:
         """Have the kernel let these addresses through, at the name's ports, before anybody hears of them."""
-        openings = judge.openings(name)
-        if not openings:
+        if not judge.opens(name):
             return True
         key, now = (sandbox, name, addresses), asyncio.get_running_loop().time()
         if self._opened.get(key, 0.0) >= now + ttl:
@@ -106,7 +105,6 @@ class Resolver:
             "learn": sandbox,
             "name": name,
             "addresses": [str(address) for address in addresses],
-            "openings": openings,
             "seconds": 2 * ttl,
         }
         try:

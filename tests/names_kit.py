@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import socket
 import struct
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any
@@ -80,7 +80,7 @@ class _InProcess:
 class InProcessBirth:
     """`Birth` of a task on sockets of loopback; `ports` are where it listens."""
 
-    def __init__(self, run: Callable[[Given], Any], kinds: list[int], group: asyncio.TaskGroup) -> None:
+    def __init__(self, run: Callable[[Given], Any], kinds: Sequence[int], group: asyncio.TaskGroup) -> None:
         self._run = run
         self._group = group
         self._kinds = kinds
@@ -92,7 +92,7 @@ class InProcessBirth:
         self.ports = []
         for kind in self._kinds:
             listener = socket.socket(socket.AF_INET, kind | socket.SOCK_NONBLOCK)
-            listener.bind(("0.0.0.0", 0))
+            listener.bind(("0.0.0.0", 0))  # noqa: S104 - sandboxes are other addresses of loopback
             self.ports.append(listener.getsockname()[1])
             listeners.append(listener)
         self.running = _InProcess(self._run, listeners, self._group)
@@ -109,7 +109,7 @@ class ZoneRelay(Relay):
         super().__init__(lambda: ["127.0.0.1"], lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
         self._zone = zone
 
-    async def _answer(self, server: str, question: bytes) -> bytes:
+    async def _answer(self, server: str, question: bytes) -> bytes:  # noqa: ARG002
         answer = self._zone.answer(question)
         return b"" if answer is None else answer
 
@@ -129,6 +129,15 @@ class Stand:
     async def apply(self, sandbox: str, policy: Policy | None) -> int:
         return await self.names.apply(sandbox, policy)
 
+    async def back_again(self, name: str) -> None:
+        """Kill a program and wait until it is back."""
+        program, running = self.names.programs[name], self.births[name].running
+        assert running is not None
+        starts = program.starts
+        await running.kill()
+        while program.starts == starts or not program.up.is_set():  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(0.005)
+
     async def decided(self, **wanted: Any) -> dict[str, Any]:
         """Wait for a decision with these members."""
         while True:
@@ -140,16 +149,18 @@ class Stand:
 
 @contextlib.asynccontextmanager
 async def stand(
-    programs: dict[str, tuple[Callable[[Given], Any], list[int]]], platform: Platform = LOOPBACK
+    programs: Mapping[str, tuple[Callable[[Given], Any], Sequence[int]]], platform: Platform = LOOPBACK
 ) -> AsyncGenerator[Stand]:
     zone, learned, decisions = Zone(), list[Learned](), list[dict[str, Any]]()
 
-    async def learn(what: Learned) -> None:
-        learned.append(what)
+    async def learn(sandbox: str, name: str, addresses: Iterable[IPv4Address], seconds: int) -> None:
+        learned.append(Learned(sandbox=sandbox, name=name, addresses=tuple(addresses), seconds=seconds))
 
     async with asyncio.timeout(60), asyncio.TaskGroup() as group:
         births = {name: InProcessBirth(run, kinds, group) for name, (run, kinds) in programs.items()}
-        names = NamePrograms(dict(births), ZoneRelay(zone), learn=learn, decided=decisions.extend)
+        names = NamePrograms(dict(births), ZoneRelay(zone))
+        names.learn = learn
+        names.decided = lambda program, rows: decisions.extend(row | {"via": program} for row in rows)
         await names.set_platform(platform)
         async with names.opened():
             for program in names.programs.values():

@@ -8,12 +8,13 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from ipaddress import AddressValueError, IPv4Address
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from netpolicy.judge import platform_document
 from netpolicy.platform import PLATFORM, Platform
-from netpolicy.policy import Policy
+from netpolicy.policy import BLOCKED, Policy
 from netpolicy.verdict import openings
 from sandboxd.network.base import NetworkError
 from sandboxd.network.births import Birth
@@ -29,50 +30,38 @@ _ROWS: Final = 4096
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Learned:
-    """What the resolver is about to say to a sandbox: addresses of a name, open at its ports for so long."""
+    """What the resolver is about to say to a sandbox, and what is open before it does."""
 
     sandbox: str
     name: str
     addresses: tuple[IPv4Address, ...]
-    openings: tuple[tuple[str, int, int], ...]
     seconds: int
 
 
-class Names(Protocol):
-    """The programs that decide names, as the network uses them."""
+Learn = Callable[[str, str, Iterable[IPv4Address], int], Awaitable[None]]
+Decided = Callable[[str, list[dict[str, Any]]], None]
 
-    async def apply(self, address: str, policy: Policy | None) -> int:
-        """Have the sandbox at an address judged by a policy, or by none: then it has no names at all.
 
-        Returns how many proxied connections that closed; all that it forbids are dead. A program that is down has none.
-        """
-        ...
+async def _learn_nothing(address: str, name: str, addresses: Iterable[IPv4Address], seconds: int) -> None:
+    raise NetworkError(f"nobody opens {list(addresses)} of {name} to {address} for {seconds} s")
 
-    async def set_platform(self, platform: Platform) -> None:
-        """Have the node's own denials judged from now on."""
-        ...
+
+def _tell_nobody(program: str, rows: list[dict[str, Any]]) -> None:
+    """Drop them."""
 
 
 class NamePrograms:
-    """`Names` by programs that run while `opened`.
+    """`Names` by programs that run while `opened`."""
 
-    `learn` opens addresses in the kernel and returns when they are; `decided` takes rows of decisions as they come.
-    """
-
-    def __init__(
-        self,
-        births: dict[str, Birth],
-        relay: Relay,
-        *,
-        learn: Callable[[Learned], Awaitable[None]],
-        decided: Callable[[list[dict[str, Any]]], None],
-    ) -> None:
+    def __init__(self, births: dict[str, Birth], relay: Relay) -> None:
         self._policies: dict[str, Policy] = {}
-        self._platform = PLATFORM
-        self._learn = learn
-        self._decided = decided
+        self.platform = PLATFORM
+        self.learn: Learn = _learn_nothing
+        """Opens addresses of a name in the kernel and returns when they are."""
+        self.decided: Decided = _tell_nobody
+        """Takes rows of decisions as they come, and the name of the program that made them."""
         self.programs = {
-            name: Program(name, birth, greeting=self._greeting, serve=self._serve, relay=relay.between)
+            name: Program(name, birth, greeting=self._greeting, serve=partial(self._serve, name), relay=relay.between)
             for name, birth in births.items()
         }
 
@@ -83,6 +72,10 @@ class NamePrograms:
             for program in self.programs.values():
                 await stack.enter_async_context(program.opened())
             yield
+
+    def policy_of(self, address: str) -> Policy:
+        """Return what the sandbox at an address is judged by."""
+        return self._policies.get(address, BLOCKED)
 
     async def clear(self) -> None:
         """Kill what an earlier agent left."""
@@ -98,7 +91,7 @@ class NamePrograms:
         return await self._tell(_policy_message(address, policy))
 
     async def set_platform(self, platform: Platform) -> None:
-        self._platform = platform
+        self.platform = platform
         await self._tell({"platform": platform_document(platform)})
 
     async def _tell(self, message: Message) -> int:
@@ -113,40 +106,39 @@ class NamePrograms:
         return closed if isinstance(closed, int) and 0 <= closed < 1 << 20 else 0
 
     def _greeting(self) -> Iterable[Message]:
-        yield {"platform": platform_document(self._platform)}
+        yield {"platform": platform_document(self.platform)}
         for address, policy in self._policies.items():
             yield _policy_message(address, policy)
 
-    async def _serve(self, message: Message) -> Message | None:
+    async def _serve(self, program: str, message: Message) -> Message | None:
         if "decisions" in message:
-            self._decided(list(message["decisions"])[:_ROWS])
+            self.decided(program, list(message["decisions"])[:_ROWS])
             return None
         learned = self._checked(message)
         if learned is None:
             return {"learned": False}
         try:
-            await self._learn(learned)
+            await self.learn(learned.sandbox, learned.name, learned.addresses, learned.seconds)
         except NetworkError:
             return {"learned": False}
         return {"learned": True}
 
     def _checked(self, message: Message) -> Learned | None:
-        """Return what may be opened: the ports are the policy's, whatever the resolver says."""
+        """Return what may be opened; the ports are the policy's, whatever the resolver says."""
         policy = self._policies.get(str(message["learn"]))
         name = str(message["name"])
         try:
             addresses = tuple(IPv4Address(str(text)) for text in list(message["addresses"])[:_ADDRESSES])
         except AddressValueError:
             return None
-        if policy is None or any(address in self._platform.node_addresses for address in addresses):
+        if policy is None or any(address in self.platform.node_addresses for address in addresses):
             return None
-        if any(self._platform.is_denied(address) for address in addresses):
+        if any(self.platform.is_denied(address) for address in addresses):
             return None
-        found = openings(policy, name)
         seconds = min(max(int(message["seconds"]), _LEAST_SECONDS), _MOST_SECONDS)
-        if not found:
+        if not openings(policy, name):
             return None
-        return Learned(sandbox=str(message["learn"]), name=name, addresses=addresses, openings=found, seconds=seconds)
+        return Learned(sandbox=str(message["learn"]), name=name, addresses=addresses, seconds=seconds)
 
 
 class FakeNames:
