@@ -5,8 +5,12 @@ from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import AfterValidator, Field, StringConstraints
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from netpolicy.platform import Platform, check_exception
+
+ReachableNetwork = Annotated[IPv4Network, AfterValidator(check_exception)]
 
 InstanceName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9]{0,7}$")]
 
@@ -86,7 +90,12 @@ class NodeConfig(BaseSettings):
     sandbox_range: IPv4Network = IPv4Network("10.231.0.0/16")
     """Sandbox addresses. They exist in the router namespace only, so instances may share them."""
     resolvers: tuple[str, ...] = ("1.1.1.1", "8.8.8.8")
-    """What an `open` sandbox asks for names; a public address, because no private one is reachable."""
+    """What a sandbox asks for names; public addresses, because no private one is reachable. Where its policy has names,
+    the node answers in their place."""
+    egress_exceptions: tuple[ReachableNetwork, ...] = ()
+    """Private networks that policies may allow all the same. Never the host's own addresses, loopback or link-local."""
+    egress_denied: tuple[IPv4Network, ...] = ()
+    """Networks that no sandbox reaches, beside the private ones."""
 
     default_registry: str = "docker.io"
     """The registry of an image reference that names none."""
@@ -130,6 +139,12 @@ class NodeConfig(BaseSettings):
     def guest_path(self) -> Path:
         """The directory with the guest binary, links resolved for the same reason."""
         return (self.guest_dir or self.cache_dir / "guest" / "current").resolve()
+
+    @property
+    def platform(self) -> Platform:
+        """What no sandbox of this node reaches, but for the host's own addresses, which are seen, not set."""
+        denied = (*self.egress_denied, self.sandbox_range, self.uplink_range)
+        return Platform(extra_denied=denied, exceptions=self.egress_exceptions)
 
     @property
     def api_socket_path(self) -> Path:

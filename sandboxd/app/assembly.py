@@ -114,6 +114,7 @@ def real_parts(config: NodeConfig) -> Parts:
         sandbox_range=config.sandbox_range,
         uplink_range=config.uplink_range,
         pool_size=config.slot_pool_size,
+        platform=config.platform,
     )
     runtime = RunscRuntime(
         runsc=config.runsc_path,
@@ -145,6 +146,7 @@ def make_manager(config: NodeConfig, parts: Parts, identity: Identity, boot_id: 
             runtime=parts.runtime,
             hooks=_hooks(config, parts),
             ledger=parts.ledger,
+            network=parts.network,
             clock=parts.clock,
             points=parts.points,
             changed=changed,

@@ -97,7 +97,7 @@ class EgressRules(Strict):
         return self
 
     def policy(self) -> Policy:
-        """Return what it means; ValueError where it means nothing."""
+        """Return what it means; PolicyRefusedError where it means nothing."""
         return parse_policy(self.model_dump())
 
 
@@ -195,6 +195,10 @@ class SandboxReport(Open):
     last_active_at: Time | None = None
     cpu_used_seconds: float = 0
     memory_peak_bytes: int = 0
+    egress_generation: int | None = None
+    """Of the policy that is true."""
+    egress_closed: bool = False
+    """A change of it has failed since: nothing is reached until one succeeds."""
 
 
 class Capacity(Open):

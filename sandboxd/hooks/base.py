@@ -52,6 +52,10 @@ class Parts:
     slot_index: int | None = None
     """Also known of a slot that could not be adopted, so that it can be released."""
     incarnation: Incarnation | None = None
+    egress_applied: int | None = None
+    """The generation of the policy that is true."""
+    egress_closed: bool = False
+    """A change has failed since: nothing is reached until one succeeds."""
     guest: Guest | None = None
     init: InitResult | None = None
     exit_code: int | None = None

@@ -38,3 +38,4 @@ class EgressHook:
         if parts.slot is None:
             raise NetworkError("no slot to apply a policy to")
         await self._network.apply_egress(parts.slot, parts.spec.egress)
+        parts.egress_applied, parts.egress_closed = parts.spec.egress.generation, False

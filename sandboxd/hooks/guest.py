@@ -119,7 +119,8 @@ class GuestHook:
             image_cwd=config.cwd if config else None,
             address=slot.address,
             gateway=slot.peer,
-            resolvers=self._resolvers if parts.spec.egress.mode == "open" else (),
+            # Whatever the policy is now, a later one may allow names; where they are not, the question is refused.
+            resolvers=self._resolvers or (slot.peer,),
             max_processes=parts.spec.resources.max_processes,
             memory_bytes=parts.spec.resources.memory_mib * 1024 * 1024,
             cpus=parts.spec.resources.cpus,

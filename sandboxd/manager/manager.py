@@ -10,7 +10,15 @@ from typing import Any, Final
 import structlog
 
 from sandboxd.contract.ids import RandomBytes, is_id, new_handle
-from sandboxd.contract.messages import EnsureSandbox, ImageRef, PatchSandbox, SandboxReport, SandboxSpec
+from sandboxd.contract.messages import (
+    EgressReport,
+    EnsureSandbox,
+    ImageRef,
+    PatchSandbox,
+    PutEgress,
+    SandboxReport,
+    SandboxSpec,
+)
 from sandboxd.contract.problems import ProblemError
 from sandboxd.contract.ready import ReadyKey, ready_key
 from sandboxd.contract.reasons import SandboxReason
@@ -177,6 +185,19 @@ class Manager:
         with _written():
             await runner.patch(change)
         return self.report(runner.life)
+
+    async def change_egress(self, sandbox_id: str, change: PutEgress) -> EgressReport:
+        """Change what it may reach; what has begun is finished, also if the caller has gone.
+
+        Raises `sandbox_not_found`, and what Runner.change_egress raises.
+        """
+        await self._meet_epoch(change.epoch)
+        runner = self._known(sandbox_id)
+        await self._ready(sandbox_id)
+        answer: asyncio.Future[EgressReport] = asyncio.get_running_loop().create_future()
+        self._spawn(_answered(runner.change_egress(change.egress), answer), f"egress {sandbox_id}")
+        with _written():
+            return await asyncio.shield(answer)
 
     async def stop(self, sandbox_id: str, request: StopRequest) -> SandboxReport:
         """End it; returns when it has, or when `wait_seconds` are over. Any number at once join.
@@ -424,6 +445,22 @@ class Manager:
         if epoch < self.epoch:
             raise stale_epoch(given=epoch, known=self.epoch)
         await self.meet_epoch(epoch)
+
+
+async def _answered(work: Coroutine[Any, Any, EgressReport], answer: asyncio.Future[EgressReport]) -> None:
+    """Do it, and say how it went to whoever still listens."""
+    try:
+        result = await work
+    except Exception as error:  # noqa: BLE001 - it is the caller's
+        if not answer.cancelled():
+            answer.set_exception(error)
+            answer.exception()  # heard, even if nobody waits any more
+    except BaseException:
+        answer.cancel()
+        raise
+    else:
+        if not answer.cancelled():
+            answer.set_result(result)
 
 
 @contextmanager

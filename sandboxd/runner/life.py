@@ -82,6 +82,8 @@ class Life:
         """Something could not be undone; the manager goes on trying."""
         self.awaiting = 0
         """Callers who are told at once, by the answer to their own call, how the start went."""
+        self.egress_turn = asyncio.Lock()
+        """One change at a time of what it may reach."""
         self._clock = clock
         self._made_at = clock.now()
         if state is not SandboxState.STARTING:
@@ -196,6 +198,8 @@ class Life:
             last_active_at=self._last_active_at(),
             cpu_used_seconds=max(0.0, used.cpu_used_seconds - record.cpu_before_seconds) if used else 0,
             memory_peak_bytes=used.memory_peak_bytes if used else 0,
+            egress_generation=self.parts.egress_applied,
+            egress_closed=self.parts.egress_closed,
         )
 
     def last_word(self) -> SandboxReport:

@@ -5,7 +5,7 @@ from typing import Final
 
 import structlog
 
-from sandboxd.contract.messages import PatchSandbox
+from sandboxd.contract.messages import EgressReport, EgressSpec, PatchSandbox
 from sandboxd.contract.problems import ProblemError
 from sandboxd.contract.reasons import SandboxReason
 from sandboxd.contract.states import TERMINAL, SandboxState
@@ -13,6 +13,7 @@ from sandboxd.errors import ended_problem, stale_generation, stopping
 from sandboxd.guest_client.base import GuestError, GuestUnreachableError
 from sandboxd.runner.claim import Cold
 from sandboxd.runner.deadlines import watch_deadlines
+from sandboxd.runner.egress import change_egress
 from sandboxd.runner.entrypoint import has_entrypoint, watch_entrypoint
 from sandboxd.runner.life import Cause, Life
 from sandboxd.runner.line import Line
@@ -132,6 +133,11 @@ class Runner:
         self._tools.changed(life.id)
         if moved:
             await self._move_backstop(wall)
+
+    async def change_egress(self, egress: EgressSpec) -> EgressReport:
+        """Change what it may reach. Raises what `patch` raises, and `egress_not_applied`."""
+        self._require_live()
+        return await change_egress(self.life, self._tools, egress)
 
     def _require_live(self) -> None:
         life = self.life

@@ -8,6 +8,7 @@ from sandboxd.history.keeper import Keeper
 from sandboxd.history.sampler import Sampler
 from sandboxd.hooks.base import FailPoints, Hook
 from sandboxd.ledger.base import Ledger
+from sandboxd.network.base import Network
 from sandboxd.runner.counts import Counts
 from sandboxd.runner.failure import KeepFailure, keep_nothing
 from sandboxd.runtime.base import Runtime
@@ -21,6 +22,7 @@ class Tools:
     hooks: tuple[Hook, ...]
     """In the order of `prepare`."""
     ledger: Ledger
+    network: Network
     clock: Clock
     points: FailPoints
     changed: Callable[[str], None]

@@ -1,0 +1,58 @@
+"""A change of what a running sandbox may reach: written down, then true, then answered."""
+
+import structlog
+
+from sandboxd.contract.messages import EgressReport, EgressSpec
+from sandboxd.contract.problems import ProblemError
+from sandboxd.errors import stale_generation
+from sandboxd.network.base import NetworkError
+from sandboxd.runner.life import Life
+from sandboxd.runner.tools import Tools
+
+_log = structlog.get_logger(__name__)
+
+
+async def change_egress(life: Life, tools: Tools, egress: EgressSpec) -> EgressReport:
+    """Make a policy the sandbox's; returns when every connection that it forbids is dead. Repeating it is harmless.
+
+    Written first, so that a restart in between makes it true. Raises `stale_generation`, LedgerError, and
+    `egress_not_applied`: then the sandbox reaches nothing until a change succeeds. A caller that may be cancelled
+    has this done by somebody who is not.
+    """
+    async with life.egress_turn:
+        parts = life.parts
+        known = life.record.spec.egress
+        if egress.generation < known.generation or (egress.generation == known.generation and egress != known):
+            raise stale_generation(life.id, given=egress.generation, known=known.generation)
+        if parts.slot is None:
+            raise _not_applied(life, "it has no network")
+        spec = life.record.spec.model_copy(update={"egress": egress})
+        await tools.ledger.put(life.write(spec=spec))
+        parts.spec = spec
+        try:
+            closed = await tools.network.apply_egress(parts.slot, egress)
+        except NetworkError as error:
+            parts.egress_closed = True
+            _log.error("egress not applied", sandbox_id=life.id, error=str(error))
+            raise _not_applied(life, "the node's network refused it") from error
+        except BaseException:
+            parts.egress_closed = True
+            raise
+        finally:
+            tools.changed(life.id)
+        parts.egress_applied, parts.egress_closed = egress.generation, False
+        return EgressReport(
+            generation=egress.generation,
+            applied_generation=egress.generation,
+            state="applied",
+            closed_connections=closed,
+        )
+
+
+def _not_applied(life: Life, why: str) -> ProblemError:
+    return ProblemError(
+        "egress_not_applied",
+        f"The egress policy of sandbox {life.id} could not be applied: {why}. It reaches nothing now.",
+        sandbox_id=life.id,
+        retry_after_seconds=1,
+    )
