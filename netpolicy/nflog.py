@@ -22,7 +22,7 @@ _PACKET: Final = _LOG
 _ERROR: Final = 2
 _REQUEST_ACK: Final = 0x5
 _HEADER: Final = struct.Struct("=IHHII")
-_COMMAND, _MODE, _QUEUE, _TIMEOUT = 1, 2, 5, 4
+_COMMAND, _MODE, _QUEUE = 1, 2, 5
 _BIND: Final = 1
 _COPY_PACKET: Final = 2
 _PAYLOAD, _PREFIX = 9, 10
@@ -56,9 +56,8 @@ class RefusalLog:
             self._socket.settimeout(_TIMEOUT_SECONDS)
             self._configure(group, attribute(_COMMAND, bytes((_BIND,))))
             self._configure(group, attribute(_MODE, struct.pack(">IBx", LOG_BYTES, _COPY_PACKET)))
-            # The first refusal is told at once, and those of the next hundredth of a second with it.
-            self._configure(group, attribute(_TIMEOUT, struct.pack(">I", 1)))
-            self._configure(group, attribute(_QUEUE, struct.pack(">I", 16)))
+            # Each is told at once: whoever was refused may ask why in the next millisecond. The table bounds how many.
+            self._configure(group, attribute(_QUEUE, struct.pack(">I", 1)))
             self._socket.setblocking(False)  # noqa: FBT003 - its only parameter
         except BaseException:
             self._socket.close()

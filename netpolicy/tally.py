@@ -35,6 +35,7 @@ class Tally:
         self._counts: dict[Decided, int] = {}
         self._of_one: dict[str, int] = {}
         self._due: asyncio.TimerHandle | None = None
+        self._flushed_at = 0.0
 
     def add(self, decided: Decided) -> None:
         """Take note of one decision."""
@@ -46,7 +47,13 @@ class Tally:
                 self._of_one[decided.sandbox] = self._of_one.get(decided.sandbox, 0) + 1
         self._counts[decided] = self._counts.get(decided, 0) + 1
         loop = asyncio.get_running_loop()
-        seconds = _INTERVAL_SECONDS if decided.ruling.allowed else _DENIED_INTERVAL_SECONDS
+        seconds = _INTERVAL_SECONDS
+        if not decided.ruling.allowed:
+            # A refusal is told before whoever was refused hears of it: the next thing they do may be to ask why.
+            seconds = self._flushed_at + _DENIED_INTERVAL_SECONDS - loop.time()
+            if seconds <= 0:
+                self.flush()
+                return
         if self._due is not None and self._due.when() > loop.time() + seconds:
             self._due.cancel()
             self._due = None
@@ -58,6 +65,7 @@ class Tally:
         if self._due is not None:
             self._due.cancel()
             self._due = None
+        self._flushed_at = asyncio.get_running_loop().time()
         counts, self._counts = self._counts, {}
         self._of_one = {}
         if counts:

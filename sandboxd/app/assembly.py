@@ -15,6 +15,7 @@ import structlog
 from sandboxd.app.failures import FailureStore
 from sandboxd.app.identity import Identity, read_identity
 from sandboxd.app.metrics import Meters
+from sandboxd.app.naming import Naming, decision_book, name_programs, named, owners
 from sandboxd.cgroups import Cgroups
 from sandboxd.clock import Clock, HostClock
 from sandboxd.config import NodeConfig
@@ -72,6 +73,8 @@ class Parts:
     host: Host
     clock: Clock
     points: FailPoints
+    naming: Naming | None = None
+    """None: nobody decides names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +111,8 @@ def real_parts(config: NodeConfig) -> Parts:
             clock=HostClock(),
             points=NoFailPoints(),
         )
+    cgroups = Cgroups(config.instance)
+    programs = name_programs(config, cgroups)
     network = KernelNetwork(
         instance=config.instance,
         netns_dir=config.run_dir / "runsc" / "netns",
@@ -115,11 +120,12 @@ def real_parts(config: NodeConfig) -> Parts:
         uplink_range=config.uplink_range,
         pool_size=config.slot_pool_size,
         platform=config.platform,
+        names=programs,
     )
     runtime = RunscRuntime(
         runsc=config.runsc_path,
         run_dir=config.run_dir,
-        cgroups=Cgroups(config.instance),
+        cgroups=cgroups,
         connect=lambda address, token: HttpGuest(address, token, open_socket=network.open_socket),
         reserve_bytes=config.memory_reserve_mib * _MIB,
     )
@@ -131,6 +137,7 @@ def real_parts(config: NodeConfig) -> Parts:
         host=LinuxHost(config.upper_dir),
         clock=HostClock(),
         points=NoFailPoints(),
+        naming=Naming(programs, network),
     )
 
 
@@ -161,6 +168,7 @@ def make_manager(config: NodeConfig, parts: Parts, identity: Identity, boot_id: 
                 HostMeters(parts.runtime, parts.network, config.upper_dir if config.runtime == "runsc" else None),
                 parts.clock,
             ),
+            decisions=decision_book(config, parts.clock),
             disk_full=lambda: is_full(parts.host),
             drain_seconds=config.stop_drain_seconds,
             backstop_margin_seconds=config.backstop_margin_seconds,
@@ -176,7 +184,7 @@ def make_manager(config: NodeConfig, parts: Parts, identity: Identity, boot_id: 
         memory_floor_mib=config.memory_floor_mib,
         disk_reserve_mib=config.disk_reserve_mib,
     )
-    return Manager(
+    manager = Manager(
         tools,
         Admission(rules, parts.host, _memory_need_mib),
         pool=_pool_plan(config, parts.images),
@@ -185,6 +193,8 @@ def make_manager(config: NodeConfig, parts: Parts, identity: Identity, boot_id: 
         max_starts=config.max_starts,
         exit_seconds=config.exit_seconds,
     )
+    manager.tools.decisions.owners = lambda: owners(manager)
+    return manager
 
 
 @asynccontextmanager
@@ -201,7 +211,8 @@ async def opened(config: NodeConfig, parts: Parts) -> AsyncGenerator[Node]:
         found = await parts.runtime.version()
         await _open_images(config, parts.images)
         start_up = StartUp(parts.network, config.upper_dir)
-        async with manager.opened(start_up):
+        book = manager.tools.decisions
+        async with book.opened(), manager.opened(start_up), named(parts.naming, book):
             facts = NodeFacts(
                 node_id=identity.node_id,
                 name=config.node_name,

@@ -21,6 +21,8 @@ _MOST_POSITION: Final = 2**62
 _LATEST_MS: Final = 253_402_300_799_000
 _LIMIT: Final = 1000
 _KEEPALIVE_SECONDS: Final = 15.0
+_LOOK_SECONDS: Final = 1.0
+"""How often a follower finds out that the sandbox has ended."""
 _GATHER_SECONDS: Final = 0.05
 """Between two reads for one follower: what comes in a burst is read together."""
 
@@ -64,22 +66,25 @@ class _DecisionCalls:
         yield b"".join(b"%d %s\n" % (row.id, to_json(shown(row))) for row in rows)
 
     async def _followed(self, sandbox_id: str, after: int, since_ms: int, verdict: str | None) -> AsyncGenerator[bytes]:
-        position = after
+        position, quiet_seconds = after, 0.0
         with self._book.watched(sandbox_id) as news:
             while True:
                 news.clear()
                 goes_on = self._book.is_live(sandbox_id)
                 rows = await self._book.after(sandbox_id, position, since_ms, verdict, _LIMIT)
                 if rows:
-                    position = rows[-1].id
+                    position, quiet_seconds = rows[-1].id, 0.0
                     yield b"".join(b"%d %s\n" % (row.id, to_json(shown(row))) for row in rows)
                 if len(rows) == _LIMIT:
                     continue
                 if not goes_on:
                     return
                 try:
-                    async with asyncio.timeout(_KEEPALIVE_SECONDS):
+                    async with asyncio.timeout(_LOOK_SECONDS):
                         await news.wait()
                     await asyncio.sleep(_GATHER_SECONDS)
                 except TimeoutError:
-                    yield b'%d {"kind":"keepalive"}\n' % position
+                    quiet_seconds += _LOOK_SECONDS
+                    if quiet_seconds >= _KEEPALIVE_SECONDS:
+                        quiet_seconds = 0.0
+                        yield b'%d {"kind":"keepalive"}\n' % position

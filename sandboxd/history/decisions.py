@@ -6,7 +6,7 @@ Rows come from programs that read what sandboxes send, so each is checked and bo
 import asyncio
 import sqlite3
 from collections import Counter, OrderedDict, deque
-from collections.abc import AsyncGenerator, Callable, Generator, Iterable
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final
 
@@ -31,13 +31,14 @@ _MOST_COUNT: Final = 1 << 31
 
 
 class DecisionBook:
-    """The node's decisions. `owner` says which sandbox is at an address; `now_ms` is the wall clock."""
+    """The node's decisions. `now_ms` is the wall clock."""
 
     def __init__(self, store: DecisionStore, now_ms: Callable[[], int], *, days: float = 7) -> None:
         self._store = store
         self._now_ms = now_ms
         self._days = days
-        self._owners: dict[str, str] = {}
+        self.owners: Callable[[], Mapping[str, str]] = dict
+        """Says which living sandbox is at which address."""
         self._position = 0
         self._open = OrderedDict[What, Row]()
         """What may still grow, in the order of its first moment."""
@@ -62,39 +63,25 @@ class DecisionBook:
                 await self._flush()
                 await in_thread(self._store.close)
 
-    def begin(self, address: str, sandbox_id: str) -> None:
-        """Take note of who is at an address from now on."""
-        self._owners[address] = sandbox_id
-
-    def end(self, address: str, sandbox_id: str) -> None:
-        """Take note that it has gone. Idempotent."""
-        if self._owners.get(address) == sandbox_id:
-            del self._owners[address]
-        self._recent.pop(sandbox_id, None)
-        self._denied.pop(sandbox_id, None)
-        self.notify(sandbox_id)
-
     def is_live(self, sandbox_id: str) -> bool:
         """Whether more may come."""
-        return sandbox_id in self._owners.values()
+        return sandbox_id in self.owners().values()
 
     def take(self, via: str, rows: Iterable[dict[str, Any]]) -> None:
         """Take what a program has decided; what is not believable is dropped."""
+        owners = self.owners()
         for row in rows:
-            sandbox_id = self._owners.get(str(row.get("sandbox")))
+            sandbox_id = owners.get(str(row.get("sandbox")))
             what = None if sandbox_id is None else _checked(sandbox_id, via, row)
             count = row.get("count")
             if what is not None and isinstance(count, int) and 0 < count < _MOST_COUNT:
                 self._add(what, count)
 
-    def position(self) -> int:
-        """Return the moment in ms that `denied_since` counts from."""
-        return self._now_ms()
-
-    def denied_since(self, sandbox_id: str, at_ms: int, limit: int) -> list[dict[str, Any]]:
-        """Return the latest refusals since a moment, oldest first."""
-        rows = [row for row in self._denied.get(sandbox_id, OrderedDict[What, Row]()).values() if row.last_ms >= at_ms]
-        return [shown(row) for row in sorted(rows, key=lambda row: row.last_ms)[-limit:]]
+    def denied(self, sandbox_id: str, begin_ms: int, end_ms: int, limit: int) -> list[dict[str, Any]]:
+        """Return the latest refusals in a span of time, oldest first."""
+        rows = self._denied.get(sandbox_id, OrderedDict[What, Row]()).values()
+        found = [row for row in rows if begin_ms <= row.last_ms and row.first_ms <= end_ms]
+        return [shown(row) for row in sorted(found, key=lambda row: row.last_ms)[-limit:]]
 
     async def after(self, sandbox_id: str, position: int, since_ms: int, verdict: str | None, limit: int) -> list[Row]:
         """Return what is kept behind a position, oldest first."""
@@ -166,7 +153,14 @@ class DecisionBook:
             rounds += 1
             if rounds % _TRIM_EVERY == 1:
                 busy, self._busy = self._busy, set()
+                self._forget_ended()
                 await self._try(self._store.trim, busy, int(self._now_ms() - self._days * _DAY_MS))
+
+    def _forget_ended(self) -> None:
+        living = set(self.owners().values())
+        for held in (self._recent, self._denied):
+            for sandbox_id in [each for each in held if each not in living]:
+                del held[sandbox_id]
 
     async def _flush(self) -> None:
         rows, self._unwritten = self._unwritten, {}

@@ -230,7 +230,7 @@ class Manager:
         if guest is None:
             raise not_ready(sandbox_id, life.state)
         with life.activity.use():
-            yield Live(life, guest, self.tools.keeper)
+            yield Live(life, guest, self.tools.keeper, self.tools.decisions)
 
     async def acknowledge(self, sandbox_ids: Iterable[str]) -> None:
         """Forget sandboxes whose end the api has recorded."""

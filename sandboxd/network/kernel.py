@@ -9,12 +9,13 @@ import contextlib
 import queue
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
+from typing import TypeVar
 
 import structlog
 
@@ -45,6 +46,7 @@ _VACATE_SECONDS = 1.0
 _VACATE_INTERVAL_SECONDS = 0.02
 
 _log = structlog.get_logger(__name__)
+_T = TypeVar("_T")
 
 
 class KernelNetwork:
@@ -157,6 +159,10 @@ class KernelNetwork:
         except queue.Empty:
             # More were asked for at once than are kept: making one takes some ten microseconds.
             return self._sockets.get(timeout=5)
+
+    def in_router(self, job: Callable[[], _T]) -> _T:
+        """Do something short in the router namespace and wait. Blocks; for threads."""
+        return self._thread("births").call(job)
 
     def counters(self) -> dict[str, tuple[int, int]]:
         return read_counters(self._thread("router").directory / "net" / "dev", SLOT_PREFIX)
