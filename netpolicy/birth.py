@@ -38,6 +38,7 @@ _SECURE_ALL_LOCKED: Final = 0b11101111
 """No root privileges for user 0, no fixing up of capabilities, none kept over a change of user; all locked."""
 _LAST_CAPABILITY: Final = 63
 _INVALID: Final = 22
+_WORDS_BYTES: Final = 1 << 16
 _MOST_DESCRIPTORS: Final = 1 << 20
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -57,6 +58,7 @@ def main(arguments: list[str]) -> None:
     channel = socket.socket(fileno=CHANNEL_FD)
     upstream = socket.socket(fileno=UPSTREAM_FD)
     give_up(root, int(user))
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a person's Ctrl-C is sandboxd's to act on
     logging.raiseExceptions = False
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -80,7 +82,8 @@ def give_up(root: str, user: int) -> None:
     # Nobody else of the same user may look into it either.
     _check(_libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0), "dumpable")
     resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    # Its last words, in memory; there is no file that it could write.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (_WORDS_BYTES, _WORDS_BYTES))
 
 
 async def _until_over(code: ProgramCode, given: Given) -> None:
