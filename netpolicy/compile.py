@@ -53,7 +53,7 @@ def router_table(platform: Platform = PLATFORM, *, tunnels: TablePart = TablePar
     flushes = "\n".join(f"flush {kind} inet {ROUTER_TABLE} {name}" for kind, name in _NAMES.findall(replaced))
     return f"""
 table inet {ROUTER_TABLE} {{
-{replaced}
+{_ELEMENTS.sub("", replaced)}
 }}
 flush table inet {ROUTER_TABLE}
 {flushes}
@@ -82,6 +82,7 @@ def _platform_sets(platform: Platform) -> str:
 """
 
 
+_ELEMENTS = re.compile(r"elements = \{[^}]*\}")
 _NAMES = re.compile(r"\b(set|map) (\w+) \{")
 _SETS = f"""
   set sources {{ type ifname . ipv4_addr; }}

@@ -45,8 +45,8 @@ PER_SLOT: Final = (
 """Every set whose elements begin with an interface."""
 
 INTERFACE_BYTES: Final = 16
-_LEAST_BURST = 131_072
-_MOST_BURST = 16_777_216
+_BURST_BYTES = 131_072
+"""Over what a second may carry: a bucket below some segments of the largest size would never let one pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,9 +173,7 @@ def _limit_elements(key: bytes, limits: Limits) -> list[Element]:
     ]
     for name, value in ((UP_RATES, limits.up_bytes_per_second), (DOWN_RATES, limits.down_bytes_per_second)):
         if value is not None:
-            # A burst below some segments of the largest size would never let one pass.
-            burst = min(max(value // 4, _LEAST_BURST), _MOST_BURST)
-            found.append(Element(name, key, limit=Limit("bytes", value, burst)))
+            found.append(Element(name, key, limit=Limit("bytes", value, _BURST_BYTES)))
     return found
 
 

@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ import uvloop
 from aiohttp import web
 
 from live_stand import StandSandbox
+from netpolicy.platform import Platform
+from netpolicy.verdict import parse_destination, verdict
 from sandboxd.app import files
 from sandboxd.app.bounds import Bounds
 from sandboxd.app.call import DataPlane, utc_now
@@ -27,13 +30,18 @@ from sandboxd.contract import CONTRACT_VERSION
 from sandboxd.contract.ids import image_id_from_digest, new_id, process_id_from_key
 from sandboxd.contract.messages import (
     Capacity,
+    EgressReport,
+    EgressSpec,
     EnsureSandbox,
+    ExplainOnNode,
     NodeImage,
     NodeReport,
     PatchSandbox,
+    PutEgress,
     ReportAnswer,
     RuntimeInfo,
     SandboxReport,
+    explained,
 )
 from sandboxd.contract.problems import ProblemError
 from sandboxd.contract.processes import Process, ProcessList, ProcessSpec, RunResult, RunSpec, SignalSpec, StdinResult
@@ -42,6 +50,7 @@ from sandboxd.contract.states import TERMINAL, ProcessState, SandboxState
 from sandboxd.contract.validation import invalid
 from sandboxd.guest_client.fake import FakeGuest
 
+NODE_ADDRESSES = frozenset({IPv4Address("45.33.8.2")})
 DIGEST = "sha256:" + "ab" * 32
 IMAGE = image_id_from_digest(DIGEST)
 
@@ -88,6 +97,8 @@ class Switches:
     """Do this many ensures, and break the connection instead of answering."""
     deaf_stops: int = 0
     """Break the connection of this many stops, doing nothing."""
+    close_egress: int = 0
+    """Fail this many changes of a policy, with everything closed."""
     broken_output: bool = False
     """Break the connection in the middle of an output."""
     run_hangs: asyncio.Event | None = None
@@ -121,6 +132,7 @@ class FakeNode:
         self.capacity = Capacity(cpus=cpus, memory_mib=1 << 40, disk_mib=1 << 40, sandboxes=1 << 30)
         self.images = [NodeImage(id=IMAGE, digest=DIGEST, names=["base"], size_bytes=1)] if images else []
         self.ensures: list[str] = []
+        self.egress_puts: list[EgressSpec] = []
         self.requests: list[web.BaseRequest] = []
         self.cancelled: list[str] = []
         self.logs: dict[str, FakeLog] = {}
@@ -139,6 +151,8 @@ class FakeNode:
                 web.get("/node/v1/sandboxes/{id}", self._get),
                 web.patch("/node/v1/sandboxes/{id}", self._patch),
                 web.delete("/node/v1/sandboxes/{id}", self._stop),
+                web.put("/node/v1/sandboxes/{id}/egress", self._put_egress),
+                web.post("/node/v1/sandboxes/{id}/egress/explain", self._explain_egress),
                 web.post(sandbox + "/run", self._run),
                 web.post(sandbox + "/processes", self._start_process),
                 web.get(sandbox + "/processes", self._list),
@@ -255,6 +269,7 @@ class FakeNode:
                     started_at=now,
                     expires_at=None if seconds is None else now + timedelta(seconds=seconds),
                     last_active_at=now,
+                    egress_generation=body.spec.egress.generation,
                 ),
                 body,
             )
@@ -285,6 +300,32 @@ class FakeNode:
             expires = max(expires, now + timedelta(seconds=body.extend_seconds))
         held.report = held.report.model_copy(update={"generation": body.generation, "expires_at": expires})
         return _json(held.report)
+
+    async def _put_egress(self, request: web.Request) -> web.Response:
+        held = self._held(request)
+        body: PutEgress = _read(PutEgress, await request.read())
+        if self.switch.close_egress > 0:
+            self.switch.close_egress -= 1
+            held.report = held.report.model_copy(update={"egress_closed": True})
+            raise ProblemError("egress_not_applied", "The switch says so.")
+        if self.switch.hang is not None:
+            await self.switch.hang.wait()
+        number = body.egress.generation
+        held.ensure = held.ensure.model_copy(
+            update={"spec": held.ensure.spec.model_copy(update={"egress": body.egress})}
+        )
+        held.report = held.report.model_copy(update={"egress_generation": number, "egress_closed": False})
+        self.egress_puts.append(body.egress)
+        if self.switch.die > 0:
+            self.switch.die -= 1
+            _break(request)
+        return _json(EgressReport(generation=number, applied_generation=number, state="applied", closed_connections=3))
+
+    async def _explain_egress(self, request: web.Request) -> web.Response:
+        self._held(request)
+        body: ExplainOnNode = _read(ExplainOnNode, await request.read())
+        destination = parse_destination(body.destination)
+        return _json(explained(verdict(body.egress.policy(), destination, Platform(node_addresses=NODE_ADDRESSES))))
 
     async def _stop(self, request: web.Request) -> web.Response:
         if self.switch.deaf_stops > 0:

@@ -10,7 +10,7 @@ from starlette.types import ASGIApp
 from api.app.dispatch import Dispatcher
 from api.app.edge import Edge
 from api.config import VERSION
-from api.routes import files, history, later, node_reports, ports, processes, runs, sandboxes, service, sockets
+from api.routes import egress, files, history, later, node_reports, ports, processes, runs, sandboxes, service, sockets
 from api.routes.answers import problem_answer
 from api.routes.operations import complete
 from api.services.platform import Platform
@@ -20,6 +20,7 @@ _ROUTERS: Final = (
     sandboxes.router,
     processes.router,
     sockets.router,
+    egress.router,
     files.router,
     ports.router,
     history.router,

@@ -6,7 +6,7 @@ from typing import Final, NamedTuple, NoReturn
 
 import structlog
 
-from api.reconcilers import promises, retention, silence
+from api.reconcilers import policies, promises, retention, silence
 from api.services.platform import Platform
 
 _log = structlog.get_logger()
@@ -25,6 +25,7 @@ TURNS: Final = (
     Turn(promises.stop_again, 2),
     Turn(promises.settle_starts, 2),
     Turn(promises.stop_orphans, 30),
+    Turn(policies.apply_again, 5),
     Turn(retention.purge, 600),
 )
 

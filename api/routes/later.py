@@ -11,7 +11,7 @@ router = APIRouter()
 
 _BELOW_SANDBOX: Final = (
     "access",
-    "egress",
+    "egress/decisions",
     "events",
     "fork",
     "pause",

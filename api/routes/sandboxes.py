@@ -46,6 +46,7 @@ CREATE_CODES: Final = (
     "no_capacity",
     "start_failed",
     "image_unavailable",
+    "invalid_policy",
     "egress_not_applied",
     "deadline_exceeded",
 )

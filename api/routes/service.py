@@ -22,8 +22,10 @@ internal = APIRouter()
 """Also served on the internal socket and the metrics listener, where no key is asked for."""
 
 FEATURES: Final = (
-    "egress.open",
+    "egress",
+    "egress.allowlist",
     "egress.blocked",
+    "egress.open",
     "entrypoint",
     "logs",
     "metrics",

@@ -247,6 +247,7 @@ def _row(platform: Platform, caller: Caller, body: SandboxRequest, spec: Sandbox
         auto_resume=body.auto_resume,
         paused_retention_seconds=body.paused_retention_seconds,
         egress_mode=spec.egress.mode,
+        egress_asked_at=now_us,
         one_shot=one_shot,
         incarnation=platform.incarnation,
         start_deadline_at=_deadline(platform),

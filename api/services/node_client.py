@@ -17,7 +17,15 @@ import aiohttp
 from pydantic import BaseModel, ValidationError
 from yarl import URL
 
-from sandboxd.contract.messages import EnsureSandbox, PatchSandbox, SandboxReport
+from sandboxd.contract.messages import (
+    EgressExplained,
+    EgressReport,
+    EnsureSandbox,
+    ExplainOnNode,
+    PatchSandbox,
+    PutEgress,
+    SandboxReport,
+)
 from sandboxd.contract.problems import CODES, MEDIA_TYPE, ProblemError
 
 REQUEST_ID: Final = "Sandlot-Request-Id"
@@ -102,6 +110,14 @@ class NodeClient:
     async def patch(self, address: str, sandbox_id: str, body: PatchSandbox) -> SandboxReport:
         return await self._call(address, "PATCH", f"/node/v1/sandboxes/{sandbox_id}", seconds=10, body=body)
 
+    async def put_egress(self, address: str, sandbox_id: str, body: PutEgress) -> EgressReport:
+        path = f"/node/v1/sandboxes/{sandbox_id}/egress"
+        return await self._call_for(EgressReport, address, "PUT", path, seconds=30, body=body)
+
+    async def explain_egress(self, address: str, sandbox_id: str, body: ExplainOnNode) -> EgressExplained:
+        path = f"/node/v1/sandboxes/{sandbox_id}/egress/explain"
+        return await self._call_for(EgressExplained, address, "POST", path, seconds=5, body=body)
+
     async def stop(
         self, address: str, sandbox_id: str, *, generation: int, epoch: int, grace_seconds: float, wait_seconds: float
     ) -> SandboxReport:
@@ -125,6 +141,19 @@ class NodeClient:
         body: BaseModel | None = None,
         query: dict[str, str] | None = None,
     ) -> SandboxReport:
+        return await self._call_for(SandboxReport, address, method, path, seconds=seconds, body=body, query=query)
+
+    async def _call_for(
+        self,
+        model: type[ModelT],
+        address: str,
+        method: str,
+        path: str,
+        *,
+        seconds: float,
+        body: BaseModel | None = None,
+        query: dict[str, str] | None = None,
+    ) -> ModelT:
         data = None if body is None else body.model_dump_json(exclude_unset=method == "PATCH").encode()
         headers = None if body is None else {"Content-Type": "application/json"}
         try:
@@ -137,12 +166,12 @@ class NodeClient:
             raise NodeUnreachableError(str(error), sent=False) from error
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise NodeUnreachableError(type(error).__name__, sent=True) from error
-        return _understand(answer, payload)
+        return _understand(model, answer, payload)
 
 
-def _understand(answer: aiohttp.ClientResponse, payload: bytes) -> SandboxReport:
+def _understand(model: type[ModelT], answer: aiohttp.ClientResponse, payload: bytes) -> ModelT:
     if answer.status == 200:
-        return _parse(SandboxReport, payload)
+        return _parse(model, payload)
     if answer.content_type == MEDIA_TYPE:
         body = _parse(_Problem, payload)
         if body.code in CODES and body.code not in _UNKNOWN:

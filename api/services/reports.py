@@ -106,7 +106,8 @@ async def _register(platform: Platform, member: Member | None, report: NodeRepor
 def _signature(report: SandboxReport) -> tuple[object, ...]:
     """Return what of a report is written down; times to the second, because nodes render them anew each time."""
     expires = None if report.expires_at is None else round(report.expires_at.timestamp())
-    return (report.state, report.reason, report.message, report.generation, report.exit_code, report.user, expires)
+    said = (report.state, report.reason, report.message, report.generation, report.exit_code, report.user)
+    return (*said, expires, report.egress_generation, report.egress_closed)
 
 
 def know(platform: Platform, node_id: str, report: SandboxReport) -> None:

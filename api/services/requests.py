@@ -4,6 +4,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import ConfigDict, Field, StringConstraints, WithJsonSchema, field_validator, model_validator
 
+from api.services.policies import EgressPolicy, default_spec
 from sandboxd.contract.ids import ImageId
 from sandboxd.contract.messages import EgressSpec, Entrypoint, Resources
 from sandboxd.contract.processes import MAX_TIMEOUT_SECONDS, PathText, RunSpec, Strict, UserName
@@ -66,44 +67,6 @@ class ResourcesRequest(Resources):
 
     def granted(self) -> Resources:
         return Resources(**self.model_dump(exclude={"gpu"}))
-
-
-class InjectRule(Strict):
-    """A secret put into requests to a host."""
-
-    host: str
-    header: str
-    value_from: dict[Literal["secret"], str]
-    format: str = "{value}"
-
-
-class EgressLimits(Strict):
-    """Limits of a policy."""
-
-    connections: int = Field(default=1024, ge=0)
-    new_connections_per_second: int = Field(default=200, ge=0)
-    up_bytes_per_second: int | None = Field(default=None, ge=1)
-    down_bytes_per_second: int | None = Field(default=None, ge=1)
-
-
-class EgressPolicy(Strict):
-    """What a sandbox may reach: `open` is public addresses, `blocked` is nothing."""
-
-    model_config = _without("allow", "deny", "inject", "limits")
-    mode: Annotated[
-        Literal["open", "blocked", "allowlist"], WithJsonSchema({"type": "string", "enum": ["open", "blocked"]})
-    ]
-    allow: list[str] = Field(default_factory=list, max_length=256)
-    deny: list[str] = Field(default_factory=list, max_length=256)
-    inject: list[InjectRule] = Field(default_factory=list[InjectRule], max_length=32)
-    limits: EgressLimits | None = None
-
-    def later_feature(self) -> str | None:
-        """Return the name of what this version does not offer, if it is asked for."""
-        if self.mode == "allowlist":
-            return "egress.allowlist"
-        rules = {"allow": self.allow, "deny": self.deny, "inject": self.inject, "limits": self.limits}
-        return next((f"egress.{name}" for name, value in rules.items() if value), None)
 
 
 class TunnelRequest(Strict):
@@ -185,9 +148,8 @@ class SandboxRequest(Strict):
         return feature or (self.egress.later_feature() if self.egress else None)
 
     def egress_spec(self, defaults: dict[str, Any]) -> EgressSpec:
-        """Return the policy asked for, else the project's."""
-        asked = self.egress.mode if self.egress else defaults.get("egress", {}).get("mode")
-        return EgressSpec(mode="open" if asked == "open" else "blocked")
+        """Return the policy asked for, else the project's; `invalid_policy` where it is none."""
+        return default_spec(defaults) if self.egress is None else self.egress.spec(at=("egress",))
 
 
 class CreateSandbox(SandboxRequest):

@@ -68,7 +68,7 @@ async def patch(
     if feature := body.later_feature():
         raise NotImplementedProblem(feature)
     for _ in range(_ATTEMPTS):
-        sandbox = await _changeable(platform, caller, sandbox_id, match)
+        sandbox = await changeable(platform, caller, sandbox_id, match)
         if not body.model_fields_set:
             return sandbox
         changes = _changes(sandbox, body)
@@ -116,7 +116,7 @@ async def _is_replay(platform: Platform, caller: Caller, sandbox_id: str, key: K
 
 async def _extend(platform: Platform, caller: Caller, sandbox_id: str, body: ExtendSandbox) -> Sandbox:
     for _ in range(_ATTEMPTS):
-        sandbox = await _changeable(platform, caller, sandbox_id, None)
+        sandbox = await changeable(platform, caller, sandbox_id)
         changes = await _tell_node(platform, sandbox, {"extend_seconds": body.timeout_seconds})
         changed = await _write(platform, sandbox, changes)
         if changed is not None:
@@ -130,7 +130,9 @@ def _contended(sandbox_id: str) -> ProblemError:
     )
 
 
-async def _changeable(platform: Platform, caller: Caller, sandbox_id: str, match: frozenset[int] | None) -> Sandbox:
+async def changeable(
+    platform: Platform, caller: Caller, sandbox_id: str, match: frozenset[int] | None = None
+) -> Sandbox:
     """Return a sandbox that may still be changed."""
     sandbox = await platform.database.read(store.get, caller.project_id, sandbox_id)
     store.require_generation(sandbox, match)
@@ -161,7 +163,7 @@ def _changes(sandbox: Sandbox, body: PatchSandboxRequest) -> dict[str, Any]:
 
 async def _tell_node(platform: Platform, sandbox: Sandbox, values: Mapping[str, int | None]) -> dict[str, Any]:
     """Change deadlines on the node; return the columns that follow."""
-    member = _reachable(platform, sandbox)
+    member = reachable(platform, sandbox)
     body = PatchSandbox(generation=sandbox.generation + 1, epoch=member.epoch, **values)
     try:
         report = await platform.nodes.patch(member.address, sandbox.id, body)
@@ -175,7 +177,8 @@ async def _tell_node(platform: Platform, sandbox: Sandbox, values: Mapping[str, 
     return columns | {"expires_at": expires_at}
 
 
-def _reachable(platform: Platform, sandbox: Sandbox) -> Member:
+def reachable(platform: Platform, sandbox: Sandbox) -> Member:
+    """Return the node of a sandbox that has started; raises why it cannot be called."""
     if sandbox.state in _NOT_YET:
         raise ProblemError("sandbox_not_ready", f"Sandbox {sandbox.id} is {sandbox.state}.", retry_after_seconds=1)
     if sandbox.state == SandboxState.LOST:

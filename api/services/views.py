@@ -24,7 +24,7 @@ _PROGRESS: Final = {
 class EgressState(Open):
     """What a sandbox may reach, and whether that is in force."""
 
-    mode: Literal["open", "blocked"]
+    mode: Literal["open", "blocked", "allowlist"]
     generation: int
     applied_generation: int
 
@@ -102,7 +102,7 @@ def view(row: Row, seen: SandboxReport | None, now_us: int) -> Sandbox:
     active = None if seen is None else seen.last_active_at
     image = ImageRef.model_construct(**row.spec["image"])
     egress = EgressState.model_construct(
-        mode=row.egress_mode, generation=1, applied_generation=0 if row.started_at is None else 1
+        mode=row.egress_mode, generation=row.egress_generation, applied_generation=row.egress_applied_generation
     )
     return Sandbox.model_construct(
         id=row.id,

@@ -151,6 +151,11 @@ def _update(connection: Connection, sandbox: Sandbox, changes: Mapping[str, Any]
     return sandbox.model_copy(update=dict(changes))
 
 
+def set_columns_any_project(connection: Connection, sandbox: Sandbox, changes: Mapping[str, Any]) -> Sandbox:
+    """Write columns that are no part of a sandbox's state, if the row is still as read."""
+    return _update(connection, sandbox, changes)
+
+
 def _moved(sandbox: Sandbox, target: SandboxState, now_us: int) -> dict[str, Any]:
     require_legal(SandboxState(sandbox.state), target)
     changes: dict[str, Any] = {"state": target.value, "updated_at": now_us}
@@ -329,12 +334,28 @@ def _observed(sandbox: Sandbox, report: SandboxReport, now_us: int) -> dict[str,
         "ended_at": _us(report.ended_at) if report.state in TERMINAL else None,
     }
     changes |= {key: value for key, value in seen.items() if value is not None and value != getattr(sandbox, key)}
+    if report.state not in TERMINAL:
+        changes |= observed_egress(
+            sandbox, applied=report.egress_generation, closed=report.egress_closed, now_us=now_us
+        )
     if report.generation >= sandbox.generation and report.state not in TERMINAL:
         changes |= _expiry(sandbox, report)
     if report.entrypoint is not None and sandbox.spec.get("entrypoint") != report.entrypoint:
         changes["spec"] = sandbox.spec | {"entrypoint": report.entrypoint}
     if changes.get("state") is not None or report.message != sandbox.message:
         changes |= {"reason": report.reason.value if report.reason else None, "message": report.message}
+    return changes
+
+
+def observed_egress(sandbox: Sandbox, *, applied: int | None, closed: bool, now_us: int) -> dict[str, Any]:
+    """Return what a node's word on a policy changes in the row. What it says of an older one comes late."""
+    if applied is not None and applied < sandbox.egress_applied_generation:
+        return {}
+    changes: dict[str, Any] = {}
+    if applied is not None and applied > sandbox.egress_applied_generation:
+        changes |= {"egress_applied_generation": applied, "egress_applied_at": now_us}
+    if closed != sandbox.egress_closed:
+        changes["egress_closed"] = closed
     return changes
 
 

@@ -82,6 +82,13 @@ class Sandbox(SQLModel):
     auto_resume: bool = False
     paused_retention_seconds: int | None = Field(default=None, sa_type=BigInteger)
     egress_mode: str
+    egress_generation: int = 1
+    """Of the policy in `spec`; counts apart from `generation`."""
+    egress_applied_generation: int = 0
+    egress_applied_at: int | None = Field(default=None, sa_type=BigInteger)
+    egress_asked_at: int = Field(default=0, sa_type=BigInteger)
+    egress_closed: bool = False
+    """The node could not make a policy true: nothing is reached."""
     one_shot: bool = False
     """Made by `POST /v1/run`: must not outlive the api that waits for it."""
     incarnation: str

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ValidationError
 from sandboxd.app.answers import json_answer
 from sandboxd.app.query import Query
 from sandboxd.contract.ids import is_id
-from sandboxd.contract.messages import EnsureSandbox, PatchSandbox, PutEgress
+from sandboxd.contract.messages import EnsureSandbox, ExplainOnNode, PatchSandbox, PutEgress
 from sandboxd.contract.problems import ProblemError
 from sandboxd.contract.reasons import SandboxReason
 from sandboxd.contract.validation import invalid
@@ -41,6 +41,7 @@ def routes(manager: Manager, reporter: Reporter) -> list[web.AbstractRouteDef]:
         web.patch("/node/v1/sandboxes/{sandbox_id}", calls.patch),
         web.delete("/node/v1/sandboxes/{sandbox_id}", calls.stop),
         web.put("/node/v1/sandboxes/{sandbox_id}/egress", calls.put_egress),
+        web.post("/node/v1/sandboxes/{sandbox_id}/egress/explain", calls.explain_egress),
         web.get("/node/v1/report", calls.report, allow_head=False),
     ]
 
@@ -68,6 +69,11 @@ class _NodeCalls:
         sandbox_id = _sandbox_id(request)
         Query(request).check()
         return json_answer(await self._manager.change_egress(sandbox_id, await _body(request, PutEgress)))
+
+    async def explain_egress(self, request: web.Request) -> web.Response:
+        sandbox_id = _sandbox_id(request)
+        Query(request).check()
+        return json_answer(self._manager.explain_egress(sandbox_id, await _body(request, ExplainOnNode)))
 
     async def stop(self, request: web.Request) -> web.Response:
         query = Query(request)

@@ -15,6 +15,7 @@ from netpolicy.policy import (
     parse_policy,
 )
 from netpolicy.rules import MAX_RULE
+from netpolicy.verdict import Verdict
 from sandboxd.contract.ids import ImageId, NodeId, SandboxId
 from sandboxd.contract.processes import MAX_TIMEOUT_SECONDS, Argument, Open, PathText, Strict, Time, UserName
 from sandboxd.contract.reasons import SandboxReason
@@ -171,6 +172,28 @@ class PatchSandbox(Strict):
     extend_seconds: Seconds | None = Field(default=None, ge=1)
     """deadline = max(old, now + n)."""
     idle_timeout_seconds: Seconds | None = Field(default=None, ge=10)
+
+
+class ExplainOnNode(Strict):
+    """Body of `POST /node/v1/sandboxes/{id}/egress/explain`."""
+
+    destination: RuleText
+    egress: EgressSpec
+
+
+class EgressExplained(Open):
+    """What a node says of a destination."""
+
+    verdict: Literal["allow", "deny"]
+    source: Literal["policy", "platform", "limit"]
+    rule: str | None = None
+    reason: str | None = None
+
+
+def explained(given: Verdict) -> EgressExplained:
+    """Render a verdict."""
+    verdict = "allow" if given.allowed else "deny"
+    return EgressExplained(verdict=verdict, source=given.source, rule=str(given.rule), reason=given.reason)
 
 
 class SandboxReport(Open):

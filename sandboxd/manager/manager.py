@@ -11,8 +11,10 @@ import structlog
 
 from sandboxd.contract.ids import RandomBytes, is_id, new_handle
 from sandboxd.contract.messages import (
+    EgressExplained,
     EgressReport,
     EnsureSandbox,
+    ExplainOnNode,
     ImageRef,
     PatchSandbox,
     PutEgress,
@@ -44,6 +46,7 @@ from sandboxd.manager.pool import Member, Pool, PoolPlan
 from sandboxd.manager.tombstones import Tombstones
 from sandboxd.processes.live import VERDICT_SECONDS, LiveSandbox
 from sandboxd.runner.claim import Cold
+from sandboxd.runner.egress import explain
 from sandboxd.runner.life import Life
 from sandboxd.runner.line import Line
 from sandboxd.runner.runner import Runner
@@ -198,6 +201,11 @@ class Manager:
         self._spawn(_answered(runner.change_egress(change.egress), answer), f"egress {sandbox_id}")
         with _written():
             return await asyncio.shield(answer)
+
+    def explain_egress(self, sandbox_id: str, asked: ExplainOnNode) -> EgressExplained:
+        """Say what a policy decides about a destination on this node. Raises `sandbox_not_found`."""
+        self._known(sandbox_id)
+        return explain(asked, self.tools.network.platform)
 
     async def stop(self, sandbox_id: str, request: StopRequest) -> SandboxReport:
         """End it; returns when it has, or when `wait_seconds` are over. Any number at once join.

@@ -60,6 +60,11 @@ class NoNames:
 class Network(Protocol):
     """Slots of one node. Complete undo, and recovery by looking at what exists."""
 
+    @property
+    def platform(self) -> Platform:
+        """What no sandbox of this node reaches, whatever its policy."""
+        ...
+
     async def start(self, in_use: dict[str, int]) -> None:
         """Make or adopt the router namespace and its table; keep the slots in use (sandbox id to index), no others."""
         ...

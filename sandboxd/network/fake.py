@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from ipaddress import IPv4Address
 from pathlib import Path
 
+from netpolicy.platform import PLATFORM
 from sandboxd.contract.messages import EgressSpec
 from sandboxd.network.base import NetworkError, Slot
 
@@ -25,6 +26,7 @@ class FakeNetwork:
         self.repairs = 0
         self.complaints: list[str] = []
         """What `problems` answers."""
+        self.platform = PLATFORM
         self._limit = slots
         self._failures: dict[str, list[Exception]] = {}
         self._started = False

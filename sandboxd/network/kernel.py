@@ -92,6 +92,10 @@ class KernelNetwork:
         self._refill: Future[None] | None = None
         self._node_addresses: frozenset[IPv4Address] = frozenset()
 
+    @property
+    def platform(self) -> Platform:
+        return self._platform_with(self._node_addresses)
+
     async def start(self, in_use: dict[str, int]) -> None:
         try:
             await self._start(in_use)

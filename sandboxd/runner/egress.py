@@ -2,8 +2,12 @@
 
 import structlog
 
-from sandboxd.contract.messages import EgressReport, EgressSpec
+from netpolicy.platform import Platform
+from netpolicy.rules import RuleRefusedError
+from netpolicy.verdict import parse_destination, verdict
+from sandboxd.contract.messages import EgressExplained, EgressReport, EgressSpec, ExplainOnNode, explained
 from sandboxd.contract.problems import ProblemError
+from sandboxd.contract.validation import invalid_field
 from sandboxd.errors import stale_generation
 from sandboxd.network.base import NetworkError
 from sandboxd.runner.life import Life
@@ -47,6 +51,15 @@ async def change_egress(life: Life, tools: Tools, egress: EgressSpec) -> EgressR
             state="applied",
             closed_connections=closed,
         )
+
+
+def explain(asked: ExplainOnNode, platform: Platform) -> EgressExplained:
+    """Say what a policy decides about a destination on a node with these denials. Raises `invalid_request`."""
+    try:
+        destination = parse_destination(asked.destination)
+    except RuleRefusedError as error:
+        raise invalid_field("/destination", error.code, str(error)) from error
+    return explained(verdict(asked.egress.policy(), destination, platform))
 
 
 def _not_applied(life: Life, why: str) -> ProblemError:

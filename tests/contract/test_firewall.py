@@ -72,6 +72,7 @@ def test_new_rules_leave_the_elements_of_slots_and_replace_all_others() -> None:
         firewall.apply(Change(add=(*elements, node_address_element(ADDRESS))))
         before = run_nft("--stateless", "list", "table", "inet", ROUTER_TABLE)
         load_table(router_table(Platform(extra_denied=(IPv4Network("8.8.8.0/24"),)), tunnels=part("0x1")))
+        load_table(router_table(Platform(exceptions=(IPv4Network("10.9.0.0/16"),)), tunnels=part("0x1, 0x2")))
         load_table(router_table(tunnels=part("0x2")))
         assert firewall.slot_elements() == {"sbx3": elements}
         assert firewall.elements("node_addresses") == []

@@ -87,8 +87,15 @@ async def test_a_compressed_body_is_refused(stand: Stand) -> None:
         ({"on_timeout": "pause"}, "on_timeout.pause"),
         ({"on_idle": "pause"}, "on_idle.pause"),
         ({"auto_resume": True}, "auto_resume"),
-        ({"egress": {"mode": "allowlist", "allow": ["example.com"]}}, "egress.allowlist"),
-        ({"egress": {"mode": "open", "deny": ["example.com"]}}, "egress.deny"),
+        (
+            {
+                "egress": {
+                    "mode": "open",
+                    "inject": [{"host": "a.example", "header": "x", "value_from": {"secret": "s"}}],
+                }
+            },
+            "egress.inject",
+        ),
         ({"tunnels": [{"port": 80, "kind": "http"}]}, "tunnels"),
         ({"resources": {"gpu": {"model": "x"}}}, "gpu"),
         ({"snapshot": "snp"}, "snapshot"),

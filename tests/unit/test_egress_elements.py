@@ -2,6 +2,7 @@
 
 from ipaddress import IPv4Address, IPv4Network
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import example, given
@@ -61,7 +62,7 @@ def rule_texts(draw: st.DrawFn) -> str:
 @st.composite
 def policies(draw: st.DrawFn) -> Policy:
     mode = draw(st.sampled_from(["open", "blocked", "allowlist", "allowlist"]))
-    document = {"mode": mode}
+    document: dict[str, Any] = {"mode": mode}
     some = st.lists(rule_texts(), max_size=6)
     if mode == "allowlist":
         document["allow"] = draw(some)
