@@ -10,7 +10,20 @@ from starlette.types import ASGIApp
 from api.app.dispatch import Dispatcher
 from api.app.edge import Edge
 from api.config import VERSION
-from api.routes import egress, files, history, later, node_reports, ports, processes, runs, sandboxes, service, sockets
+from api.routes import (
+    decisions,
+    egress,
+    files,
+    history,
+    later,
+    node_reports,
+    ports,
+    processes,
+    runs,
+    sandboxes,
+    service,
+    sockets,
+)
 from api.routes.answers import problem_answer
 from api.routes.operations import complete
 from api.services.platform import Platform
@@ -21,6 +34,7 @@ _ROUTERS: Final = (
     processes.router,
     sockets.router,
     egress.router,
+    decisions.router,
     files.router,
     ports.router,
     history.router,

@@ -26,5 +26,5 @@ class Decision(Open):
 class DecisionList(Open):
     """Decisions, oldest first."""
 
-    data: list[Decision]
-    next_cursor: str | None
+    items: list[Decision]
+    next_cursor: str | None = None

@@ -19,8 +19,42 @@ class CallerView(TypedDict, total=False):
     kind: str
 
 
+class EgressLimits(TypedDict, total=False):
+    connections: int
+    new_connections_per_second: int
+    up_bytes_per_second: int | None
+    down_bytes_per_second: int | None
+
+
+class ShownPolicy(TypedDict, total=False):
+    mode: str
+    allow: list[str]
+    deny: list[str]
+    inject: list[dict[str, Any]]
+    limits: EgressLimits
+
+
+class ChangedEgress(TypedDict, total=False):
+    policy: ShownPolicy
+    generation: int
+    applied_generation: int
+    applied_at: str | None
+    state: str
+    closed_connections: int
+
+
+class Limits(TypedDict, total=False):
+    connections: int
+    new_connections_per_second: int
+    up_bytes_per_second: int | None
+    down_bytes_per_second: int | None
+
+
 class EgressPolicy(TypedDict, total=False):
     mode: str
+    allow: list[str]
+    deny: list[str]
+    limits: Limits
 
 
 class ResourcesRequest(TypedDict, total=False):
@@ -51,6 +85,27 @@ class CreateSandbox(TypedDict, total=False):
     wait_seconds: float
 
 
+class Decision(TypedDict, total=False):
+    cursor: str
+    first_at: str
+    last_at: str
+    count: int
+    verdict: str
+    source: str
+    rule: str | None
+    reason: str | None
+    name: str | None
+    address: str | None
+    port: int | None
+    protocol: str | None
+    via: str
+
+
+class DecisionList(TypedDict, total=False):
+    items: list[Decision]
+    next_cursor: str | None
+
+
 class DeleteFilter(TypedDict, total=False):
     state: list[str] | None
     metadata: dict[str, str] | None
@@ -76,11 +131,20 @@ class DirectorySpec(TypedDict, total=False):
     parents: bool
 
 
-class EgressLimits(TypedDict, total=False):
-    connections: int
-    new_connections_per_second: int
-    up_bytes_per_second: int | None
-    down_bytes_per_second: int | None
+class Egress(TypedDict, total=False):
+    policy: ShownPolicy
+    generation: int
+    applied_generation: int
+    applied_at: str | None
+    state: str
+
+
+class EgressExplanation(TypedDict, total=False):
+    verdict: str
+    source: str
+    rule: str | None
+    reason: str | None
+    hint: str | None
 
 
 class EgressState(TypedDict, total=False):
@@ -95,6 +159,11 @@ class ErrorPage(TypedDict, total=False):
     title: str
     retryable: bool
     hint: str
+
+
+class ExplainEgress(TypedDict, total=False):
+    destination: str
+    policy: EgressPolicy | None
 
 
 class ExtendSandbox(TypedDict, total=False):

@@ -54,9 +54,13 @@ OPERATIONS: Final = {
     "delete_sandbox": Operation("DELETE", "/v1/sandboxes/{sandbox_id}", ("grace_seconds", "wait_seconds"), (), ()),
     "delete_sandboxes": Operation("POST", "/v1/sandboxes/delete", (), ("filter", "dry_run"), ("filter",)),
     "dial_port": Operation("GET", "/v1/sandboxes/{sandbox_id}/dial", ("port",), (), ()),
+    "explain_egress": Operation(
+        "POST", "/v1/sandboxes/{sandbox_id}/egress/explain", (), ("destination", "policy"), ("destination",)
+    ),
     "extend_sandbox": Operation(
         "POST", "/v1/sandboxes/{sandbox_id}/extend", (), ("timeout_seconds",), ("timeout_seconds",)
     ),
+    "get_egress": Operation("GET", "/v1/sandboxes/{sandbox_id}/egress", (), (), ()),
     "get_error": Operation("GET", "/errors/{code}", (), (), ()),
     "get_health": Operation("GET", "/healthz", (), (), ()),
     "get_me": Operation("GET", "/v1/me", (), (), ()),
@@ -73,6 +77,9 @@ OPERATIONS: Final = {
         (),
     ),
     "get_sandbox": Operation("GET", "/v1/sandboxes/{sandbox_id}", ("wait_seconds", "wait_for"), (), ()),
+    "list_decisions": Operation(
+        "GET", "/v1/sandboxes/{sandbox_id}/egress/decisions", ("after", "verdict", "since", "limit"), (), ()
+    ),
     "list_directory": Operation(
         "GET",
         "/v1/sandboxes/{sandbox_id}/directories",
@@ -116,6 +123,9 @@ OPERATIONS: Final = {
             "paused_retention_seconds",
         ),
         (),
+    ),
+    "put_egress": Operation(
+        "PUT", "/v1/sandboxes/{sandbox_id}/egress", (), ("mode", "allow", "deny", "limits"), ("mode",)
     ),
     "read_archive": Operation(
         "GET", "/v1/sandboxes/{sandbox_id}/archive", ("path", "path_base64", "user", "format", "exclude"), (), ()
