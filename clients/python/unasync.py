@@ -18,6 +18,7 @@ NAMES = {
     "AsyncAttachment": "Attachment",
     "AsyncClient": "Client",
     "AsyncConnection": "Connection",
+    "AsyncEgress": "Egress",
     "AsyncFiles": "Files",
     "AsyncGenerator": "Generator",
     "AsyncIterator": "Iterator",

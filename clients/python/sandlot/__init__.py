@@ -23,7 +23,7 @@ from sandlot._sync.files import Files
 from sandlot._sync.process import Output, Process, Run
 from sandlot._sync.sandbox import Sandbox
 from sandlot._version import __version__
-from sandlot.descriptions import ArchiveSummary, FileEvent, FileInfo, LogLine, Port, Sample
+from sandlot.descriptions import ArchiveSummary, Decision, FileEvent, FileInfo, LogLine, Port, Sample
 from sandlot.errors import (
     ApiError,
     AuthenticationError,
@@ -81,6 +81,7 @@ __all__ = [
     "ConflictError",
     "Connection",
     "ConnectionClosedError",
+    "Decision",
     "Default",
     "DiskFullError",
     "FileChangedError",

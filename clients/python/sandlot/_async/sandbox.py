@@ -8,6 +8,7 @@ from typing import Any, Final, cast
 from sandlot._access import NodeAccess
 from sandlot._async.client import AsyncClient
 from sandlot._async.connection import AsyncConnection
+from sandlot._async.egress import AsyncEgress
 from sandlot._async.files import AsyncFiles
 from sandlot._async.process import AsyncProcess, AsyncRun
 from sandlot._async.route import AsyncRoute
@@ -64,6 +65,8 @@ class AsyncSandbox:
         """The sandbox as last described by the API."""
         self.files = AsyncFiles(self._route)
         """Its files, with the rights of its user."""
+        self.egress = AsyncEgress(self._route)
+        """What it may reach, and what it tried."""
 
     @classmethod
     async def create(  # noqa: PLR0913 - one keyword for each field of the API

@@ -12,6 +12,7 @@ from sandlot._commands import Default, Relay, asked, command_body, encode_input,
 from sandlot._requests import Request
 from sandlot._sync.client import Client
 from sandlot._sync.connection import Connection
+from sandlot._sync.egress import Egress
 from sandlot._sync.files import Files
 from sandlot._sync.process import Process, Run
 from sandlot._sync.route import Route
@@ -65,6 +66,8 @@ class Sandbox:
         """The sandbox as last described by the API."""
         self.files = Files(self._route)
         """Its files, with the rights of its user."""
+        self.egress = Egress(self._route)
+        """What it may reach, and what it tried."""
 
     @classmethod
     def create(  # noqa: PLR0913 - one keyword for each field of the API
