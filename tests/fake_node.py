@@ -136,6 +136,7 @@ class FakeNode:
         self.requests: list[web.BaseRequest] = []
         self.cancelled: list[str] = []
         self.logs: dict[str, FakeLog] = {}
+        self.decisions: dict[str, FakeLog] = {}
         self._runner: web.AppRunner | None = None
 
     # Serving
@@ -166,6 +167,7 @@ class FakeNode:
                 web.get(process + "/attach", self._attach),
                 web.get(sandbox + "/ports", self._ports),
                 web.get("/node/v1/sandboxes/{id}/logs", self._logs),
+                web.get("/node/v1/sandboxes/{id}/decisions", self._decisions),
                 web.get("/node/v1/sandboxes/{id}/metrics", self._metrics),
             ]
         )
@@ -446,6 +448,13 @@ class FakeNode:
         except (asyncio.CancelledError, ConnectionError):
             self.cancelled.append(request.match_info["id"])
             raise
+
+    async def _decisions(self, request: web.Request) -> web.Response:
+        query, log = request.query, self.decisions.get(request.match_info["id"], FakeLog())
+        lines = [(at, line) for at, line in log.lines if at > int(query["after"])]
+        lines = [(at, line) for at, line in lines if f'"verdict":"{query.get("verdict", "")}' in line]
+        text = "".join(f"{at} {line}\n" for at, line in lines[: int(query.get("limit", 1000))])
+        return web.Response(text=text, content_type="application/vnd.sandlot.log-lines")
 
     async def _metrics(self, request: web.Request) -> web.Response:
         return web.json_response({"items": [], "next_cursor": None, "asked": dict(request.query)})

@@ -57,7 +57,7 @@ def _list(api: StubApi, request: Request) -> Answer:
     return 200, {"items": page, "next_cursor": str(start + 2) if len(shown) > start + 2 else None}
 
 
-def _sandbox_route(  # noqa: C901, PLR0911 - a table
+def _sandbox_route(  # noqa: C901, PLR0911, PLR0912 - a table
     api: StubApi, request: Request, sandbox: dict[str, Any], rest: list[str]
 ) -> Answer:
     match [request.method, *rest]:
@@ -75,6 +75,11 @@ def _sandbox_route(  # noqa: C901, PLR0911 - a table
             return 200, sandbox
         case ["POST", "extend"]:
             return 200, sandbox
+        case [method, "egress"]:
+            policy = request.json if method == "PUT" else {"mode": "open"}
+            return 200, {"policy": policy, "generation": 2, "applied_generation": 2, "state": "applied"}
+        case ["POST", "egress", "explain"]:
+            return 200, {"verdict": "deny", "source": "policy", "rule": None, "asked": request.json}
         case ["GET", "metrics"]:
             return 200, {"items": [_sample(), _sample()], "next_cursor": None}
         case _ if sandbox["state"] in {"stopped", "failed"}:

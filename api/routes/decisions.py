@@ -90,20 +90,20 @@ async def list_decisions(
     return Relay(call.request, platform.nodes.session(address), explain, url, (kind, renders[kind]))
 
 
-def _shown(sealed: DecisionCursors, position: int, row: bytes) -> bytes:
-    return b'{"cursor":"%b",%b' % (sealed.seal(position), row[1:])
+def _shown(cursor: bytes, row: bytes) -> bytes:
+    return b'{"cursor":"%b",%b' % (cursor, row[1:])
 
 
 def _as_list(sealed: DecisionCursors, limit: int) -> Render:
     async def render(content: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-        count, last = 0, 0
+        count, cursor = 0, b""
         yield b'{"items":['
         async for some in node_lines(content):
-            if some:
-                yield (b"," if count else b"") + b",".join(_shown(sealed, *line) for line in some)
-                count, last = count + len(some), some[-1][0]
-        cursor = b'"%b"' % sealed.seal(last) if count >= limit else b"null"
-        yield b'],"next_cursor":%b}' % cursor
+            for position, row in some:
+                cursor = sealed.seal(position)
+                yield (b"," if count else b"") + _shown(cursor, row)
+                count += 1
+        yield b'],"next_cursor":%b}' % (b'"%b"' % cursor if count >= limit else b"null")
 
     return render
 
@@ -111,7 +111,7 @@ def _as_list(sealed: DecisionCursors, limit: int) -> Render:
 def _as_lines(sealed: DecisionCursors) -> Render:
     async def render(content: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         async for some in node_lines(content):
-            yield b"".join(_shown(sealed, *line) + b"\n" for line in some)
+            yield b"".join(_shown(sealed.seal(position), row) + b"\n" for position, row in some)
 
     return render
 
@@ -127,7 +127,7 @@ def _as_events(sealed: DecisionCursors, after: str | None) -> Render:
                     events.append(b": keepalive\n\n")
                     continue
                 cursor = sealed.seal(position)
-                events.append(b"event: decision\nid: %b\ndata: %b\n\n" % (cursor, _shown(sealed, position, row)))
+                events.append(b"event: decision\nid: %b\ndata: %b\n\n" % (cursor, _shown(cursor, row)))
             yield b"".join(events)
         yield b"event: end\nid: %b:end\ndata: {}\n\n" % cursor
 

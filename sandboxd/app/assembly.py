@@ -211,8 +211,7 @@ async def opened(config: NodeConfig, parts: Parts) -> AsyncGenerator[Node]:
         found = await parts.runtime.version()
         await _open_images(config, parts.images)
         start_up = StartUp(parts.network, config.upper_dir)
-        book = manager.tools.decisions
-        async with book.opened(), manager.opened(start_up), named(parts.naming, book):
+        async with manager.opened(start_up), named(parts.naming, manager.tools.decisions):
             facts = NodeFacts(
                 node_id=identity.node_id,
                 name=config.node_name,

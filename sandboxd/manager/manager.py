@@ -120,7 +120,7 @@ class Manager:
         contents = await self.tools.ledger.open()
         self.epoch = contents.epoch
         try:
-            async with self.tools.keeper.opened(), asyncio.TaskGroup() as group:
+            async with self.tools.decisions.opened(), self.tools.keeper.opened(), asyncio.TaskGroup() as group:
                 self._group = group
                 try:
                     await start_up(self, contents)
