@@ -93,8 +93,10 @@ class SlotPolicies:
             known.policy = policy
             return 0
         try:
+            # Alive before: in between, the kernel may have reset some that sent something.
+            alive = {flow.identity for flow in self._flows.of_slot(slot.index) if _counts(flow)}
             self._change(slot, known, policy)
-            return self._end_forbidden(slot, known)
+            return len(alive & self._end_forbidden(slot, known))
         except (FirewallError, FlowsError) as error:
             _log.error("policy_not_applied", slot=slot.index, error=str(error))
             self.close(slot)
@@ -171,8 +173,11 @@ class SlotPolicies:
         mine = self._firewall.slot_elements().get(slot.interface, set())
         known.see(mine)
 
-    def _end_forbidden(self, slot: Slot, known: _Known) -> int:
-        """End what the policy in force forbids: its packets are refused already, now its answers do not come in."""
+    def _end_forbidden(self, slot: Slot, known: _Known) -> set[bytes]:
+        """End what the policy in force forbids: its packets are refused already, now its answers do not come in.
+
+        Returns the identities of what was ended.
+        """
         model = Model((*known.elements, *known.learned), self.platform)
         allowed: list[Flow] = []
         forbidden: list[Flow] = []
@@ -180,7 +185,12 @@ class SlotPolicies:
             (allowed if _may_go_on(flow, model) else forbidden).append(flow)
         self._flows.end(forbidden)
         self._flows.mark(allowed, slot_mark(slot.index) | known.generation)
-        return sum(flow.alive and not (flow.redirected and flow.protocol != _TCP) for flow in forbidden)
+        return {flow.identity for flow in forbidden}
+
+
+def _counts(flow: Flow) -> bool:
+    """Whether its end is one that somebody notices: a question to the resolver is asked anew."""
+    return flow.alive and not (flow.redirected and flow.protocol != _TCP)
 
 
 def _may_go_on(flow: Flow, model: Model) -> bool:
