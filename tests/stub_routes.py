@@ -57,7 +57,7 @@ def _list(api: StubApi, request: Request) -> Answer:
     return 200, {"items": page, "next_cursor": str(start + 2) if len(shown) > start + 2 else None}
 
 
-def _sandbox_route(  # noqa: C901, PLR0911, PLR0912 - a table
+def _sandbox_route(  # noqa: C901, PLR0911 - a table
     api: StubApi, request: Request, sandbox: dict[str, Any], rest: list[str]
 ) -> Answer:
     match [request.method, *rest]:
@@ -75,11 +75,8 @@ def _sandbox_route(  # noqa: C901, PLR0911, PLR0912 - a table
             return 200, sandbox
         case ["POST", "extend"]:
             return 200, sandbox
-        case [method, "egress"]:
-            policy = request.json if method == "PUT" else {"mode": "open"}
-            return 200, {"policy": policy, "generation": 2, "applied_generation": 2, "state": "applied"}
-        case ["POST", "egress", "explain"]:
-            return 200, {"verdict": "deny", "source": "policy", "rule": None, "asked": request.json}
+        case [_, "egress", *verb]:
+            return egress_route(sandbox, request, verb)
         case ["GET", "metrics"]:
             return 200, {"items": [_sample(), _sample()], "next_cursor": None}
         case _ if sandbox["state"] in {"stopped", "failed"}:
@@ -90,6 +87,32 @@ def _sandbox_route(  # noqa: C901, PLR0911, PLR0912 - a table
             return 201, {"token": api.tokens.pop(0), "expires_at": "2999-01-01T00:00:00Z", "scopes": []}
         case _:
             return _inside_route(api, request, sandbox["id"], rest)
+
+
+def egress_route(sandbox: dict[str, Any], request: Request, verb: list[str]) -> Answer:
+    state = sandbox.setdefault("egress_of_stub", {"policy": {"mode": "open"}, "generation": 1})
+    rendered = {
+        "policy": {"allow": [], "deny": [], "inject": [], "limits": {}} | state["policy"],
+        "generation": state["generation"],
+        "applied_generation": state["generation"],
+        "applied_at": NOW,
+        "state": "applied",
+    }
+    match [request.method, *verb]:
+        case ["GET"]:
+            return 200, rendered
+        case ["PUT"]:
+            match = request.headers.get("if-match")
+            if match is not None and match != f'"{state["generation"]}"':
+                return 412, problem(412, "generation_mismatch", generation=state["generation"])
+            sandbox["egress_of_stub"] = {"policy": request.json, "generation": state["generation"] + 1}
+            return 200, egress_route(sandbox, Request("GET", request.path, {}, {}), [])[1] | {"closed_connections": 2}
+        case ["POST", "explain"]:
+            allowed = request.json.get("policy", state["policy"])["mode"] == "open"
+            verdict = {"verdict": "allow", "reason": None} if allowed else {"verdict": "deny", "reason": "not_allowed"}
+            return 200, verdict | {"source": "policy", "rule": "mode_open" if allowed else None, "hint": None}
+        case _:
+            return 404, problem(404, "route_not_found")
 
 
 def _sample() -> dict[str, Any]:

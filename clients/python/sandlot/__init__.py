@@ -12,6 +12,7 @@ safe to retry and resume broken streams by themselves.
 from sandlot._async.attachment import AsyncAttachment
 from sandlot._async.client import AsyncClient
 from sandlot._async.connection import AsyncConnection
+from sandlot._async.egress import AsyncEgress
 from sandlot._async.files import AsyncFiles
 from sandlot._async.process import AsyncOutput, AsyncProcess, AsyncRun
 from sandlot._async.sandbox import AsyncSandbox
@@ -19,11 +20,22 @@ from sandlot._commands import Default
 from sandlot._sync.attachment import Attachment
 from sandlot._sync.client import Client
 from sandlot._sync.connection import Connection
+from sandlot._sync.egress import Egress
 from sandlot._sync.files import Files
 from sandlot._sync.process import Output, Process, Run
 from sandlot._sync.sandbox import Sandbox
 from sandlot._version import __version__
-from sandlot.descriptions import ArchiveSummary, Decision, FileEvent, FileInfo, LogLine, Port, Sample
+from sandlot.descriptions import (
+    ArchiveSummary,
+    Decision,
+    EgressExplanation,
+    EgressInfo,
+    FileEvent,
+    FileInfo,
+    LogLine,
+    Port,
+    Sample,
+)
 from sandlot.errors import (
     ApiError,
     AuthenticationError,
@@ -69,6 +81,7 @@ __all__ = [
     "AsyncAttachment",
     "AsyncClient",
     "AsyncConnection",
+    "AsyncEgress",
     "AsyncFiles",
     "AsyncOutput",
     "AsyncProcess",
@@ -84,6 +97,9 @@ __all__ = [
     "Decision",
     "Default",
     "DiskFullError",
+    "Egress",
+    "EgressExplanation",
+    "EgressInfo",
     "FileChangedError",
     "FileConflictError",
     "FileEvent",

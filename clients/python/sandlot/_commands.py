@@ -98,3 +98,17 @@ def segment(text: str) -> str:
     'sbx%2F..%2Fx'
     """
     return quote(text, safe="")
+
+
+def policy_of(
+    policy: str | Mapping[str, Any] | None,
+    *,
+    allow: Sequence[str] | None = None,
+    deny: Sequence[str] | None = None,
+    limits: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Return an egress policy as the API takes it: a mode, a whole one, or an allowlist of `allow`."""
+    body = {"mode": policy or "allowlist"} if policy is None or isinstance(policy, str) else dict(policy)
+    lists = {"allow": allow, "deny": deny}
+    body |= {name: list(rules) for name, rules in lists.items() if rules is not None}
+    return body if limits is None else body | {"limits": dict(limits)}

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from sandlot.errors import ProtocolError
-from sandlot.models import as_object, integer, number, parse_time, required, text
+from sandlot.models import as_object, integer, number, parse_time, required, text, texts
 
 
 @dataclass(frozen=True)
@@ -247,3 +247,64 @@ def _base64(value: object) -> bytes:
         return base64.b64decode(value if isinstance(value, str) else "!", validate=True)
     except ValueError as error:
         raise ProtocolError("a part of the answer is not base64") from error
+
+
+@dataclass(frozen=True)
+class EgressInfo:
+    """What a sandbox may reach, and whether that is in force."""
+
+    mode: str
+    allow: tuple[str, ...]
+    deny: tuple[str, ...]
+    generation: int | None
+    applied_generation: int | None
+    applied_at: datetime | None
+    state: str
+    """`applied`, `applying`, or `closed`: a change has failed, and nothing is reached until one succeeds."""
+    closed_connections: int | None
+    """How many connections a change has ended; None where nothing was changed."""
+    policy: dict[str, Any] = field(repr=False)
+    """The whole policy in canonical form; `set` takes it back."""
+    raw: dict[str, Any] = field(repr=False)
+
+    @classmethod
+    def parse(cls, value: object) -> "EgressInfo":
+        """Read an answer of `egress`. ProtocolError if it is none."""
+        raw = as_object(value)
+        policy = as_object(raw.get("policy"))
+        return cls(
+            mode=required(policy, "mode"),
+            allow=texts(policy.get("allow")),
+            deny=texts(policy.get("deny")),
+            generation=integer(raw, "generation"),
+            applied_generation=integer(raw, "applied_generation"),
+            applied_at=parse_time(raw.get("applied_at")),
+            state=required(raw, "state"),
+            closed_connections=integer(raw, "closed_connections"),
+            policy=policy,
+            raw=raw,
+        )
+
+
+@dataclass(frozen=True)
+class EgressExplanation:
+    """What a policy says of a destination."""
+
+    verdict: str
+    """`allow` or `deny`."""
+    source: str | None
+    rule: str | None
+    reason: str | None
+    hint: str | None
+    raw: dict[str, Any] = field(repr=False)
+
+    @property
+    def allowed(self) -> bool:
+        return self.verdict == "allow"
+
+    @classmethod
+    def parse(cls, value: object) -> "EgressExplanation":
+        """Read an explanation. ProtocolError if it is none."""
+        raw = as_object(value)
+        names = ("source", "rule", "reason", "hint")
+        return cls(required(raw, "verdict"), *(text(raw, name) for name in names), raw=raw)

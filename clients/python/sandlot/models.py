@@ -303,6 +303,15 @@ def as_objects(value: object) -> list[dict[str, Any]]:
     raise ProtocolError("the answer is not a JSON array", hint="Check that the URL is that of a Sandlot API.")
 
 
+def texts(value: object) -> tuple[str, ...]:
+    """Return the texts of a JSON array; an absent one is empty. ProtocolError if it is none."""
+    if value is None:
+        return ()
+    if isinstance(value, list):
+        return tuple(str(item) for item in cast("list[object]", value))
+    raise ProtocolError("the answer is not a JSON array", hint="Check that the URL is that of a Sandlot API.")
+
+
 def required(raw: Mapping[str, Any], name: str) -> str:
     value = raw.get(name)
     if isinstance(value, str):

@@ -1,42 +1,57 @@
-"""What a sandbox may reach: its policy, and what was decided by it."""
+"""What a sandbox may reach: read, changed while it runs, explained, and what it tried."""
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from datetime import datetime
-from typing import Any, cast
+from typing import Any
 
-from sandlot._async.route import AsyncRoute
-from sandlot._clock import async_sleep
-from sandlot._commands import iso
-from sandlot._lines import NDJSON, LineReader
+from sandlot._async import decisions
+from sandlot._async.client import AsyncClient
+from sandlot._commands import iso, policy_of
 from sandlot._requests import Request
-from sandlot.descriptions import Decision
-from sandlot.errors import UnreachableError
-from sandlot.models import as_object, as_objects
-from sandlot.retries import Patience
-
-_PAGE = 1000
+from sandlot.descriptions import Decision, EgressExplanation, EgressInfo
 
 
 class AsyncEgress:
     """The egress policy of one sandbox."""
 
-    def __init__(self, route: AsyncRoute) -> None:
-        self._client = route.client
-        self._path = f"{route.path}/egress"
+    def __init__(self, client: AsyncClient, sandbox_path: str) -> None:
+        self._client = client
+        self._path = f"{sandbox_path}/egress"
 
-    async def get(self) -> dict[str, Any]:
-        """Return the policy, its generation, and whether it is in force."""
-        return as_object(await self._client.call(Request("GET", self._path)))
+    async def get(self) -> EgressInfo:
+        """Return the policy, and whether it is in force. Also of a sandbox that has ended."""
+        return EgressInfo.parse(await self._client.call(Request("GET", self._path)))
 
-    async def set(self, policy: Mapping[str, Any]) -> dict[str, Any]:
-        """Replace the policy; returns once every connection that it forbids is dead."""
-        return as_object(await self._client.call(Request("PUT", self._path, body=dict(policy))))
+    async def set(
+        self,
+        policy: str | Mapping[str, Any] | None = None,
+        *,
+        allow: Sequence[str] | None = None,
+        deny: Sequence[str] | None = None,
+        limits: Mapping[str, Any] | None = None,
+        if_generation: int | None = None,
+    ) -> EgressInfo:
+        """Replace the policy; returns once every connection that the new one forbids is dead, the others live on.
 
-    async def explain(self, destination: str, policy: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Say whether `host:port` may be reached and which rule says so; by another policy if one is given."""
-        body = {"destination": destination} | ({} if policy is None else {"policy": dict(policy)})
-        return as_object(await self._client.call(Request("POST", f"{self._path}/explain", body=body)))
+        `policy` is a mode (`"open"`, `"blocked"`, `"allowlist"`) or a whole policy; with `allow` alone it is an
+        allowlist. Rules read `destination[:port[-port]][/tcp|/udp]`. With `if_generation` nothing changes unless that
+        is the present policy's. Raises ApiError `egress_not_applied` when the node could not: until a change succeeds
+        the sandbox reaches nothing.
+        """
+        body = policy_of(policy, allow=allow, deny=deny, limits=limits)
+        headers = {} if if_generation is None else {"If-Match": f'"{if_generation}"'}
+        return EgressInfo.parse(await self._client.call(Request("PUT", self._path, body=body, more_headers=headers)))
+
+    async def explain(self, destination: str, policy: str | Mapping[str, Any] | None = None) -> EgressExplanation:
+        """Say whether a destination such as `"packages.example.com:443"` is allowed, and which rule says so.
+
+        By the present policy unless one is given. Nothing is sent there, and nothing changed.
+        """
+        body: dict[str, Any] = {"destination": destination}
+        if policy is not None:
+            body["policy"] = policy_of(policy)
+        return EgressExplanation.parse(await self._client.call(Request("POST", f"{self._path}/explain", body=body)))
 
     async def decisions(
         self,
@@ -52,39 +67,7 @@ class AsyncEgress:
         """
         given = {"verdict": verdict, "since": iso(since)}
         query: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-        found = self._followed(query, after) if follow else self._listed(query, after)
-        async with aclosing(found) as decisions:
-            async for decision in decisions:
+        read = decisions.followed if follow else decisions.listed
+        async with aclosing(read(self._client, f"{self._path}/decisions", query, after)) as found:
+            async for decision in found:
                 yield decision
-
-    async def _listed(self, query: dict[str, Any], after: str | None) -> AsyncGenerator[Decision, None]:
-        while True:
-            asked = query | {"limit": _PAGE} | ({"after": after} if after else {})
-            page = as_object(await self._client.call(Request("GET", f"{self._path}/decisions", query=asked)))
-            for item in as_objects(page.get("items")):
-                yield Decision.parse(item)
-            after = cast("str | None", page.get("next_cursor"))
-            if not after:
-                return
-
-    async def _followed(self, query: dict[str, Any], after: str | None) -> AsyncGenerator[Decision, None]:
-        patience = Patience(self._client.retries)
-        while True:
-            asked = query | ({"after": after} if after else {})
-            request = Request("GET", f"{self._path}/decisions", query=asked, accept=NDJSON)
-            try:
-                async with self._client.stream(request) as response:
-                    reader = LineReader()
-                    async for data in response.aiter_bytes():
-                        for raw in reader.feed(data):
-                            patience.progress()
-                            after = cast("str | None", raw.get("cursor")) or after
-                            if raw.get("kind") != "keepalive":
-                                yield Decision.parse(raw)
-                return  # noqa: TRY300 - the way out of the loop
-            except UnreachableError as error:
-                # Without a cursor nobody knows where it broke, and starting over would tell things twice.
-                delay = patience.next_delay(error, repeatable=after is not None or not patience.has_progressed)
-                if delay is None:
-                    raise
-            await async_sleep(delay)

@@ -13,7 +13,7 @@ from sandlot._async.files import AsyncFiles
 from sandlot._async.process import AsyncProcess, AsyncRun
 from sandlot._async.route import AsyncRoute
 from sandlot._clock import async_shield, async_sleep
-from sandlot._commands import Default, Relay, asked, command_body, encode_input, iso, segment
+from sandlot._commands import Default, Relay, asked, command_body, encode_input, iso, policy_of, segment
 from sandlot._requests import Request
 from sandlot.descriptions import LogLine, Port, Sample
 from sandlot.errors import (
@@ -65,8 +65,8 @@ class AsyncSandbox:
         """The sandbox as last described by the API."""
         self.files = AsyncFiles(self._route)
         """Its files, with the rights of its user."""
-        self.egress = AsyncEgress(self._route)
-        """What it may reach, and what it tried."""
+        self.egress = AsyncEgress(client, self._path)
+        """What it may reach."""
 
     @classmethod
     async def create(  # noqa: PLR0913 - one keyword for each field of the API
@@ -120,7 +120,7 @@ class AsyncSandbox:
             "on_timeout": on_timeout,
             "on_idle": on_idle,
             "auto_resume": auto_resume,
-            "egress": {"mode": egress} if isinstance(egress, str) else egress,
+            "egress": None if egress is None else policy_of(egress),
             "tunnels": list(tunnels) if tunnels else None,
         }
         wait_seconds = _CREATE_WAIT_SECONDS if wait else 0

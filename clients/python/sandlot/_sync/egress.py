@@ -1,43 +1,58 @@
 # Derived from _async by unasync.py: change it there.
-"""What a sandbox may reach: its policy, and what was decided by it."""
+"""What a sandbox may reach: read, changed while it runs, explained, and what it tried."""
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from datetime import datetime
-from typing import Any, cast
+from typing import Any
 
-from sandlot._clock import sleep
-from sandlot._commands import iso
-from sandlot._lines import NDJSON, LineReader
+from sandlot._commands import iso, policy_of
 from sandlot._requests import Request
-from sandlot._sync.route import Route
-from sandlot.descriptions import Decision
-from sandlot.errors import UnreachableError
-from sandlot.models import as_object, as_objects
-from sandlot.retries import Patience
-
-_PAGE = 1000
+from sandlot._sync import decisions
+from sandlot._sync.client import Client
+from sandlot.descriptions import Decision, EgressExplanation, EgressInfo
 
 
 class Egress:
     """The egress policy of one sandbox."""
 
-    def __init__(self, route: Route) -> None:
-        self._client = route.client
-        self._path = f"{route.path}/egress"
+    def __init__(self, client: Client, sandbox_path: str) -> None:
+        self._client = client
+        self._path = f"{sandbox_path}/egress"
 
-    def get(self) -> dict[str, Any]:
-        """Return the policy, its generation, and whether it is in force."""
-        return as_object(self._client.call(Request("GET", self._path)))
+    def get(self) -> EgressInfo:
+        """Return the policy, and whether it is in force. Also of a sandbox that has ended."""
+        return EgressInfo.parse(self._client.call(Request("GET", self._path)))
 
-    def set(self, policy: Mapping[str, Any]) -> dict[str, Any]:
-        """Replace the policy; returns once every connection that it forbids is dead."""
-        return as_object(self._client.call(Request("PUT", self._path, body=dict(policy))))
+    def set(
+        self,
+        policy: str | Mapping[str, Any] | None = None,
+        *,
+        allow: Sequence[str] | None = None,
+        deny: Sequence[str] | None = None,
+        limits: Mapping[str, Any] | None = None,
+        if_generation: int | None = None,
+    ) -> EgressInfo:
+        """Replace the policy; returns once every connection that the new one forbids is dead, the others live on.
 
-    def explain(self, destination: str, policy: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Say whether `host:port` may be reached and which rule says so; by another policy if one is given."""
-        body = {"destination": destination} | ({} if policy is None else {"policy": dict(policy)})
-        return as_object(self._client.call(Request("POST", f"{self._path}/explain", body=body)))
+        `policy` is a mode (`"open"`, `"blocked"`, `"allowlist"`) or a whole policy; with `allow` alone it is an
+        allowlist. Rules read `destination[:port[-port]][/tcp|/udp]`. With `if_generation` nothing changes unless that
+        is the present policy's. Raises ApiError `egress_not_applied` when the node could not: until a change succeeds
+        the sandbox reaches nothing.
+        """
+        body = policy_of(policy, allow=allow, deny=deny, limits=limits)
+        headers = {} if if_generation is None else {"If-Match": f'"{if_generation}"'}
+        return EgressInfo.parse(self._client.call(Request("PUT", self._path, body=body, more_headers=headers)))
+
+    def explain(self, destination: str, policy: str | Mapping[str, Any] | None = None) -> EgressExplanation:
+        """Say whether a destination such as `"packages.example.com:443"` is allowed, and which rule says so.
+
+        By the present policy unless one is given. Nothing is sent there, and nothing changed.
+        """
+        body: dict[str, Any] = {"destination": destination}
+        if policy is not None:
+            body["policy"] = policy_of(policy)
+        return EgressExplanation.parse(self._client.call(Request("POST", f"{self._path}/explain", body=body)))
 
     def decisions(
         self,
@@ -53,39 +68,7 @@ class Egress:
         """
         given = {"verdict": verdict, "since": iso(since)}
         query: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-        found = self._followed(query, after) if follow else self._listed(query, after)
-        with closing(found) as decisions:
-            for decision in decisions:
+        read = decisions.followed if follow else decisions.listed
+        with closing(read(self._client, f"{self._path}/decisions", query, after)) as found:
+            for decision in found:
                 yield decision
-
-    def _listed(self, query: dict[str, Any], after: str | None) -> Generator[Decision, None]:
-        while True:
-            asked = query | {"limit": _PAGE} | ({"after": after} if after else {})
-            page = as_object(self._client.call(Request("GET", f"{self._path}/decisions", query=asked)))
-            for item in as_objects(page.get("items")):
-                yield Decision.parse(item)
-            after = cast("str | None", page.get("next_cursor"))
-            if not after:
-                return
-
-    def _followed(self, query: dict[str, Any], after: str | None) -> Generator[Decision, None]:
-        patience = Patience(self._client.retries)
-        while True:
-            asked = query | ({"after": after} if after else {})
-            request = Request("GET", f"{self._path}/decisions", query=asked, accept=NDJSON)
-            try:
-                with self._client.stream(request) as response:
-                    reader = LineReader()
-                    for data in response.iter_bytes():
-                        for raw in reader.feed(data):
-                            patience.progress()
-                            after = cast("str | None", raw.get("cursor")) or after
-                            if raw.get("kind") != "keepalive":
-                                yield Decision.parse(raw)
-                return  # noqa: TRY300 - the way out of the loop
-            except UnreachableError as error:
-                # Without a cursor nobody knows where it broke, and starting over would tell things twice.
-                delay = patience.next_delay(error, repeatable=after is not None or not patience.has_progressed)
-                if delay is None:
-                    raise
-            sleep(delay)

@@ -8,7 +8,7 @@ from typing import Any, Final, cast
 
 from sandlot._access import NodeAccess
 from sandlot._clock import shield, sleep
-from sandlot._commands import Default, Relay, asked, command_body, encode_input, iso, segment
+from sandlot._commands import Default, Relay, asked, command_body, encode_input, iso, policy_of, segment
 from sandlot._requests import Request
 from sandlot._sync.client import Client
 from sandlot._sync.connection import Connection
@@ -66,8 +66,8 @@ class Sandbox:
         """The sandbox as last described by the API."""
         self.files = Files(self._route)
         """Its files, with the rights of its user."""
-        self.egress = Egress(self._route)
-        """What it may reach, and what it tried."""
+        self.egress = Egress(client, self._path)
+        """What it may reach."""
 
     @classmethod
     def create(  # noqa: PLR0913 - one keyword for each field of the API
@@ -121,7 +121,7 @@ class Sandbox:
             "on_timeout": on_timeout,
             "on_idle": on_idle,
             "auto_resume": auto_resume,
-            "egress": {"mode": egress} if isinstance(egress, str) else egress,
+            "egress": None if egress is None else policy_of(egress),
             "tunnels": list(tunnels) if tunnels else None,
         }
         wait_seconds = _CREATE_WAIT_SECONDS if wait else 0

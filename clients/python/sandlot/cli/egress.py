@@ -1,9 +1,8 @@
-"""egress: what a sandbox may reach, and what it tried."""
+"""egress get, egress set, egress explain: what a sandbox may reach."""
 
-import sys
-from contextlib import aclosing
-from datetime import datetime
-from typing import Annotated
+import json
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
@@ -11,44 +10,87 @@ from sandlot._async.client import AsyncClient
 from sandlot._async.sandbox import AsyncSandbox
 from sandlot.cli import options, show
 from sandlot.cli.work import do
-from sandlot.descriptions import Decision
+from sandlot.descriptions import EgressExplanation, EgressInfo
 
-app = typer.Typer(name="egress", help="What a sandbox may reach, and what it tried.", no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True, help="Read and change what a sandbox may reach.", rich_markup_mode=None)
 
 
 @app.command()
-def log(
+def get(sandbox: options.Sandbox, *, as_json: options.Json = False) -> None:
+    """Print a sandbox's policy."""
+
+    async def work(client: AsyncClient) -> EgressInfo:
+        return await (await AsyncSandbox.connect(sandbox, client=client)).egress.get()
+
+    _show(do(work, as_json=as_json), as_json=as_json)
+
+
+@app.command(name="set")
+def set_(
     sandbox: options.Sandbox,
+    mode: Annotated[str | None, typer.Argument(help="open, blocked or allowlist; with --allow: allowlist.")] = None,
     *,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the sandbox ends.")] = False,
-    denied: Annotated[bool, typer.Option("--denied", help="Only what was refused.")] = False,
-    since: Annotated[datetime | None, typer.Option("--since", help="Only from then on.")] = None,
+    allow: Annotated[list[str] | None, typer.Option("--allow", metavar="RULE", help="May be given again.")] = None,
+    deny: Annotated[list[str] | None, typer.Option("--deny", metavar="RULE", help="May be given again.")] = None,
+    file: Annotated[Path | None, typer.Option("--file", help="A whole policy as JSON, instead.")] = None,
     as_json: options.Json = False,
 ) -> None:
-    """Print what was decided about the traffic of a sandbox, oldest first, also after its end."""
+    """Replace a sandbox's policy; what it forbids is dead when this returns.
 
-    async def work(client: AsyncClient) -> None:
+    A RULE is destination[:port[-port]][/tcp|/udp], such as pypi.org, *.example.com, 10.9.0.0/24:5432 or 1.1.1.1:53/udp.
+    """
+    if (file is None) == (mode is None and not allow and not deny):
+        raise typer.BadParameter("give a mode or rules, or --file", param_hint="MODE")
+    policy: str | dict[str, Any] | None = mode or (None if allow else "open") if file is None else _read(file)
+
+    async def work(client: AsyncClient) -> EgressInfo:
         box = await AsyncSandbox.connect(sandbox, client=client)
-        verdict = "deny" if denied else None
-        at = None if since is None else since.astimezone()
-        async with aclosing(box.egress.decisions(follow=follow, verdict=verdict, since=at)) as decisions:
-            async for decision in decisions:
-                if as_json:
-                    show.print_json(decision.raw)
-                else:
-                    show.print_line(show.printable(_line(decision)))
-                    sys.stdout.flush()
+        return await box.egress.set(policy, allow=allow or None, deny=deny or None)
 
-    do(work, as_json=as_json)
+    _show(do(work, as_json=as_json), as_json=as_json)
 
 
-def _line(decision: Decision) -> str:
-    at = "" if decision.last_at is None else decision.last_at.strftime("%Y-%m-%dT%H:%M:%SZ")
-    where = decision.name or decision.address or "-"
-    if decision.port is not None:
-        where += f":{decision.port}"
-    if decision.protocol is not None:
-        where += f"/{decision.protocol}"
-    why = decision.reason or decision.rule or ""
-    times = f" ×{decision.count}" if decision.count > 1 else ""
-    return f"{at} {decision.verdict:<5} {where} {why} ({decision.via}){times}"
+@app.command()
+def explain(
+    sandbox: options.Sandbox,
+    destination: Annotated[str, typer.Argument(help="host:port, with /udp for UDP.")],
+    *,
+    as_json: options.Json = False,
+) -> None:
+    """Say whether a destination is allowed, and which rule says so; exit with 1 if it is not."""
+
+    async def work(client: AsyncClient) -> EgressExplanation:
+        return await (await AsyncSandbox.connect(sandbox, client=client)).egress.explain(destination)
+
+    said = do(work, as_json=as_json)
+    if as_json:
+        show.print_json(said.raw)
+    else:
+        why = f" ({said.reason})" if said.reason else ""
+        show.print_line(show.printable(f"{said.verdict}: {said.rule or said.source}{why}"))
+    if not said.allowed:
+        raise typer.Exit(options.EXIT_API)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(f"{file}: {error}", param_hint="--file") from error
+    if not isinstance(found, dict):
+        raise typer.BadParameter(f"{file} is not a JSON object", param_hint="--file")
+    return found  # pyright: ignore[reportUnknownVariableType] - JSON has text as names
+
+
+def _show(info: EgressInfo, *, as_json: bool) -> None:
+    if as_json:
+        show.print_json(info.raw)
+        return
+    lines = [f"mode    {info.mode}"]
+    lines += [f"allow   {rule}" for rule in info.allow]
+    lines += [f"deny    {rule}" for rule in info.deny]
+    lines.append(f"state   {info.state}, generation {info.generation}")
+    if info.closed_connections is not None:
+        lines.append(f"closed  {info.closed_connections} connections")
+    for line in lines:
+        show.print_line(show.printable(line))

@@ -51,7 +51,9 @@ Cwd = Annotated[str | None, typer.Option("--cwd", "-w", help="The working direct
 Cpus = Annotated[float | None, typer.Option("--cpus", help="CPUs.")]
 Memory = Annotated[int | None, typer.Option("--memory-mib", help="Memory in MiB.")]
 Disk = Annotated[int | None, typer.Option("--disk-mib", help="Disk in MiB.")]
-Egress = Annotated[str | None, typer.Option("--egress", help="What it may reach: open or blocked.")]
+Egress = Annotated[
+    str | None, typer.Option("--egress", help="What it may reach: open or blocked; `egress set` takes rules.")
+]
 Timeout = Annotated[
     str | None, typer.Option("--timeout", metavar="DURATION", help="When it is ended: 90, 10m, 2h, none.")
 ]
