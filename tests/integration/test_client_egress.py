@@ -55,10 +55,12 @@ def test_a_lost_answer_is_asked_for_again(api: StubApi, client: Client) -> None:
 def test_the_command_line(api: StubApi, tmp_path: Path) -> None:
     sandbox = api.add_sandbox(name="box")
     assert sandlot(api, "egress", "get", "box").stdout.splitlines()[0] == b"mode    open"
-    done = sandlot(api, "egress", "set", "box", "--allow", "pkg.example", "--allow", "*.test", "--deny", "1.2.3.4")
+    done = sandlot(
+        api, "egress", "set", "box", "--allow", "packages.example.com", "--allow", "*.test", "--deny", "1.2.3.4"
+    )
     assert done.stdout.decode().splitlines() == [
         "mode    allowlist",
-        "allow   pkg.example",
+        "allow   packages.example.com",
         "allow   *.test",
         "deny    1.2.3.4",
         "state   applied, generation 2",

@@ -33,7 +33,6 @@ OF_OPERATORS: Final = {("get", "/metrics")}
 LATER: Final = (
     ("GET", "/v1/keys"),
     ("POST", "/v1/projects"),
-    ("PUT", "/v1/sandboxes/{sandbox_id}/egress"),
     ("GET", "/v1/sandboxes/{sandbox_id}/egress/decisions"),
     ("POST", "/v1/sandboxes/{sandbox_id}/pause"),
 )
@@ -46,6 +45,8 @@ BODIES: Final[dict[str, Any]] = {
     "files": {"path": "/tmp/x"},
     "move": {"from": "/tmp/x", "to": "/tmp/y"},
     "extend": {"timeout_seconds": 60},
+    "egress": {"mode": "blocked"},
+    "explain": {"destination": "example.com:443"},
     "{sandbox_id}": {"metadata": {"a": "b"}},
 }
 
@@ -75,7 +76,8 @@ async def target(stand: Stand) -> Target:
 
 
 async def attempt(stand: Stand, key: str | None, method: str, path: str, template: str, **options: Any) -> Answer:
-    body = BODIES.get(template.rpartition("/")[2]) if method in {"post", "patch"} else None
+    takes_json = method in {"post", "patch"} or (method == "put" and template.endswith("/egress"))
+    body = BODIES.get(template.rpartition("/")[2]) if takes_json else None
     return await stand.with_key(key).call(method.upper(), path, body, **options)
 
 

@@ -37,7 +37,7 @@ def set_(
 ) -> None:
     """Replace a sandbox's policy; what it forbids is dead when this returns.
 
-    A RULE is destination[:port[-port]][/tcp|/udp], such as pkg.example, *.example.com, 10.9.0.0/24:5432 or 1.1.1.1:53/udp.
+    A RULE is destination[:port[-port]][/tcp|/udp]: pkg.example.com, *.example.com, 192.0.2.0/24:5432, 192.0.2.1:53/udp.
     """
     if (file is None) == (mode is None and not allow and not deny):
         raise typer.BadParameter("give a mode or rules, or --file", param_hint="MODE")
