@@ -17,7 +17,6 @@ from typing import Any, Final, cast
 from netpolicy.judge import Course, Judge, Ruling
 from netpolicy.member import Member, serve
 from netpolicy.names import name_from_wire
-from netpolicy.pace import Pace
 from netpolicy.program import Given, ProgramCode
 from netpolicy.router_side import HTTP_PORT, TLS_PORT
 from netpolicy.sniff import NoNameError, read_head, read_hello
@@ -68,7 +67,6 @@ class Proxy:
         self.group = group
         self.open: dict[str, set[Client]] = {}
         self.count = 0
-        self._pace = Pace(200, 400)
         # Two descriptors each, and some for the rest.
         self._most = (resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _OTHER_FILES) // 2
         member.changed = self.judge_again
@@ -79,14 +77,9 @@ class Proxy:
         if judge is None:
             return False
         own = self.open.setdefault(client.sandbox, set())
-        limits = judge.policy.limits
-        reason = None
-        if len(own) >= limits.connections or self.count >= self._most:
-            reason = "connection_limit"
-        elif not self._pace.admits(client.sandbox, asyncio.get_running_loop().time()):
-            reason = "rate_limit"
-        if reason is not None:
-            self.note(client, Ruling(allowed=False, source="limit", reason=reason))
+        # New ones a second are counted by the kernel, which has the policy's limit.
+        if len(own) >= judge.policy.limits.connections or self.count >= self._most:
+            self.note(client, Ruling(allowed=False, source="limit", reason="connection_limit"))
             return False
         own.add(client)
         self.count += 1

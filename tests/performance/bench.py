@@ -403,6 +403,7 @@ BENCHMARKS: dict[str, Callable[[Platform, RawBox], Awaitable[list[Row]]]] = {
     "idle": idle,
     "images": images,
     **pool.benchmarks(client),
+    "names": lambda platform, raw: importlib.import_module("names").names(platform, raw),
     "sampling": lambda platform, raw: importlib.import_module("sampling").sampling(platform, raw),
 }
 
