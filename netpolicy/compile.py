@@ -135,7 +135,7 @@ def _ways_in() -> str:
   chain input {{
     type filter hook input priority filter; policy drop;
     iifname "lo" accept
-    iifname {_SANDBOXES} ct state established ct direction reply accept
+    iifname {{ {_SANDBOXES}, "{UPLINK}" }} ct state established,related ct direction reply accept
     iifname != {_SANDBOXES} drop
     iifname @named_if goto service
     iifname @open_if ct state established goto service

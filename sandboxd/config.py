@@ -112,6 +112,8 @@ class NodeConfig(BaseSettings):
     """Private networks that policies may allow all the same. Never the host's own addresses, loopback or link-local."""
     egress_denied: tuple[IPv4Network, ...] = ()
     """Networks that no sandbox reaches, beside the private ones."""
+    upstream_resolvers: tuple[str, ...] = ()
+    """What the node itself asks for the names that sandboxes may reach; default: the host's /etc/resolv.conf."""
 
     default_registry: str = "docker.io"
     """The registry of an image reference that names none."""
@@ -134,6 +136,8 @@ class NodeConfig(BaseSettings):
     """What all logs take together, at most: those that ended longest ago go first."""
     log_kib_per_second: int = Field(default=512, ge=8, le=1_048_576)
     """What is read of one sandbox's output for its log; of more than that the newest, and how much is missing."""
+    decisions_disk_mib: int = Field(default=256, ge=1)
+    """What the decisions about all sandboxes' traffic take, at most: the oldest go first."""
     metrics_disk_mib: int = Field(default=512, ge=0)
     """What the samples of all sandboxes' meters take, at most; 0: no samples are taken."""
 

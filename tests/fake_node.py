@@ -138,6 +138,7 @@ class FakeNode:
         self.cancelled: list[str] = []
         self.logs: dict[str, FakeLog] = {}
         self.tunnels = FakeTunnels(lambda sandbox_id: self._alive(sandbox_id).report, self._keep)
+        self.decisions: dict[str, FakeLog] = {}
         self._runner: web.AppRunner | None = None
 
     # Serving
@@ -169,6 +170,7 @@ class FakeNode:
                 web.get(process + "/attach", self._attach),
                 web.get(sandbox + "/ports", self._ports),
                 web.get("/node/v1/sandboxes/{id}/logs", self._logs),
+                web.get("/node/v1/sandboxes/{id}/decisions", self._decisions),
                 web.get("/node/v1/sandboxes/{id}/metrics", self._metrics),
             ]
         )
@@ -454,6 +456,13 @@ class FakeNode:
         except (asyncio.CancelledError, ConnectionError):
             self.cancelled.append(request.match_info["id"])
             raise
+
+    async def _decisions(self, request: web.Request) -> web.Response:
+        query, log = request.query, self.decisions.get(request.match_info["id"], FakeLog())
+        lines = [(at, line) for at, line in log.lines if at > int(query["after"])]
+        lines = [(at, line) for at, line in lines if f'"verdict":"{query.get("verdict", "")}' in line]
+        text = "".join(f"{at} {line}\n" for at, line in lines[: int(query.get("limit", 1000))])
+        return web.Response(text=text, content_type="application/vnd.sandlot.log-lines")
 
     async def _metrics(self, request: web.Request) -> web.Response:
         return web.json_response({"items": [], "next_cursor": None, "asked": dict(request.query)})

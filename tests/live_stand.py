@@ -5,6 +5,8 @@ import socket
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
 
 from aiohttp import web
 
@@ -39,6 +41,11 @@ class StandSandbox:
     reports: list[Exception] = field(default_factory=list[Exception])
     users: int = 0
     started: int = 0
+
+    refusals: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+
+    def denied(self, begin: datetime, end: datetime) -> list[dict[str, Any]]:
+        return self.refusals if begin <= end else []
 
     def end_problem(self) -> ProblemError:
         return ProblemError("sandbox_ended", "it has ended", reason="out_of_memory", state="failed", ended_at=None)

@@ -38,7 +38,8 @@ _T = TypeVar("_T")
 class World:
     """A host's namespace whose default route leads to an internet's, with servers on both."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, ports: tuple[int, ...] = _PORTS) -> None:
+        self._ports = ports
         self.host_netns = directory / "host"
         self.internet_netns = directory / "internet"
         self.heard: list[tuple[str, str, bytes]] = []
@@ -53,7 +54,7 @@ class World:
             self.do(self.host_netns, self._wire)
             self.do(self.internet_netns, self._wire_internet)
             undo.enter_context(self.serving(self.host_netns, _PORTS))
-            undo.enter_context(self.serving(self.internet_netns, _PORTS))
+            undo.enter_context(self.serving(self.internet_netns, self._ports))
             self._stack = undo.pop_all()
         return self
 

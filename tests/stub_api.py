@@ -26,7 +26,7 @@ from stub_wire import BreakError, Fault, Raw, Request, problem
 
 __all__ = ["Fault", "Request", "StubApi", "StubFiles", "StubProcess", "running"]
 
-_STREAMS = ("/output", "/watch", "/logs")
+_STREAMS = ("/output", "/watch", "/logs", "/egress/decisions")
 
 
 @contextmanager
@@ -174,6 +174,7 @@ class _Handler(socketserver.StreamRequestHandler):
     def _stream(self, request: Request) -> None:
         as_lines = request.headers.get("accept") == "application/x-ndjson"
         kind = "application/x-ndjson" if as_lines else "application/vnd.sandlot.frames"
+        kind = "application/json" if request.path.endswith("/decisions") and not as_lines else kind
         self.wfile.write(f"HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nTransfer-Encoding: chunked\r\n\r\n".encode())
         left = self.api.take_cut()
         for data in self._parts(request, as_lines=as_lines):
@@ -193,6 +194,8 @@ class _Handler(socketserver.StreamRequestHandler):
             return _changes(self.api.files[request.path.split("/")[3]])
         if request.path.endswith("/logs"):
             return _logs(self.api, request)
+        if request.path.endswith("/egress/decisions"):
+            return _decisions(self.api, request, as_lines=as_lines)
         return self._output(request, as_lines=as_lines)
 
     def _output(self, request: Request, *, as_lines: bool) -> Iterator[bytes]:
@@ -231,6 +234,18 @@ def _wire_path(event: dict[str, Any]) -> dict[str, Any]:
         raw = event["path"].encode(errors="surrogateescape")
         return {**event, "path": None, "path_base64": base64.b64encode(raw).decode()}
     return event
+
+
+def _decisions(api: StubApi, request: Request, *, as_lines: bool) -> Iterator[bytes]:
+    after, verdict = request.value("after"), request.value("verdict")
+    found = [row for row in api.decisions if not verdict or row["verdict"] == verdict]
+    begin = next((place + 1 for place, row in enumerate(found) if row["cursor"] == after), 0)
+    rows = found[begin:]
+    if as_lines:
+        yield from (json.dumps(row).encode() + b"\n" for row in rows)
+        return
+    page = rows[:2]
+    yield json.dumps({"items": page, "next_cursor": page[-1]["cursor"] if len(rows) > 2 else None}).encode()
 
 
 def _logs(api: StubApi, request: Request) -> Iterator[bytes]:

@@ -44,6 +44,7 @@ class StubApi:
         self.ports_appear_after = 0
         """How many times nothing listens yet."""
         self.logs: list[dict[str, Any]] = []
+        self.decisions: list[dict[str, Any]] = []
         self.access: dict[str, Any] | None = None
         """What a create says of the direct way."""
         self.tokens: list[str] = []

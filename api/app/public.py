@@ -11,6 +11,7 @@ from api.app.dispatch import Dispatcher
 from api.app.edge import Edge
 from api.config import VERSION
 from api.routes import (
+    decisions,
     egress,
     files,
     history,
@@ -34,6 +35,7 @@ _ROUTERS: Final = (
     processes.router,
     sockets.router,
     egress.router,
+    decisions.router,
     files.router,
     ports.router,
     tunnels.router,

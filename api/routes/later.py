@@ -11,7 +11,6 @@ router = APIRouter()
 
 _BELOW_SANDBOX: Final = (
     "access",
-    "egress/decisions",
     "events",
     "fork",
     "pause",

@@ -54,7 +54,7 @@ class Relay(PassThrough):
         await send({"type": "http.response.body", "body": b""})
 
 
-async def _lines(content: AsyncIterator[bytes]) -> AsyncIterator[list[tuple[int, bytes]]]:
+async def node_lines(content: AsyncIterator[bytes]) -> AsyncIterator[list[tuple[int, bytes]]]:
     """Yield what came at once as positions and objects. ClientPayloadError for what is none of the node's lines."""
     rest = b""
     async for chunk in content:
@@ -74,7 +74,7 @@ def as_ndjson(sealed: LogCursors) -> Render:
     """Return what shows a log as lines of JSON."""
 
     async def render(content: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-        async for some in _lines(content):
+        async for some in node_lines(content):
             yield b"".join(b'{"cursor":"%b",%b\n' % (sealed.seal(position), row[1:]) for position, row in some)
 
     return render
@@ -86,7 +86,7 @@ def as_server_events(sealed: LogCursors, after: str | None, *, follow: bool) -> 
     async def render(content: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         cursor = (after or "").encode()
         yield b"retry: 1000\n" + (b"id: %b\n" % cursor if cursor else b"") + b"data:\n\n"
-        async for some in _lines(content):
+        async for some in node_lines(content):
             events: list[bytes] = []
             for position, row in some:
                 kind = row.partition(_KIND)[2].partition(b'"')[0]

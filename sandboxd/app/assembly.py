@@ -15,6 +15,7 @@ import structlog
 from sandboxd.app.failures import FailureStore
 from sandboxd.app.identity import Identity, read_identity
 from sandboxd.app.metrics import Meters
+from sandboxd.app.naming import Naming, decision_book, name_programs, named, owners
 from sandboxd.cgroups import Cgroups
 from sandboxd.clock import Clock, HostClock
 from sandboxd.config import NodeConfig
@@ -74,6 +75,8 @@ class Parts:
     host: Host
     clock: Clock
     points: FailPoints
+    naming: Naming | None = None
+    """None: nobody decides names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +114,8 @@ def real_parts(config: NodeConfig) -> Parts:
             clock=HostClock(),
             points=NoFailPoints(),
         )
+    cgroups = Cgroups(config.instance)
+    programs = name_programs(config, cgroups)
     network = KernelNetwork(
         instance=config.instance,
         netns_dir=config.run_dir / "runsc" / "netns",
@@ -119,11 +124,12 @@ def real_parts(config: NodeConfig) -> Parts:
         pool_size=config.slot_pool_size,
         tunnel_ports=config.public_ports,
         platform=config.platform,
+        names=programs,
     )
     runtime = RunscRuntime(
         runsc=config.runsc_path,
         run_dir=config.run_dir,
-        cgroups=Cgroups(config.instance),
+        cgroups=cgroups,
         connect=lambda address, token: HttpGuest(address, token, open_socket=network.open_socket),
         reserve_bytes=config.memory_reserve_mib * _MIB,
     )
@@ -135,6 +141,7 @@ def real_parts(config: NodeConfig) -> Parts:
         host=LinuxHost(config.upper_dir),
         clock=HostClock(),
         points=NoFailPoints(),
+        naming=Naming(programs, network),
     )
 
 
@@ -165,6 +172,7 @@ def make_manager(config: NodeConfig, parts: Parts, identity: Identity, boot_id: 
                 HostMeters(parts.runtime, parts.network, config.upper_dir if config.runtime == "runsc" else None),
                 parts.clock,
             ),
+            decisions=decision_book(config, parts.clock),
             disk_full=lambda: is_full(parts.host),
             drain_seconds=config.stop_drain_seconds,
             backstop_margin_seconds=config.backstop_margin_seconds,
@@ -180,7 +188,7 @@ def make_manager(config: NodeConfig, parts: Parts, identity: Identity, boot_id: 
         memory_floor_mib=config.memory_floor_mib,
         disk_reserve_mib=config.disk_reserve_mib,
     )
-    return Manager(
+    manager = Manager(
         tools,
         Admission(rules, parts.host, _memory_need_mib),
         pool=_pool_plan(config, parts.images),
@@ -189,6 +197,8 @@ def make_manager(config: NodeConfig, parts: Parts, identity: Identity, boot_id: 
         max_starts=config.max_starts,
         exit_seconds=config.exit_seconds,
     )
+    manager.tools.decisions.owners = lambda: owners(manager)
+    return manager
 
 
 @asynccontextmanager
@@ -205,7 +215,7 @@ async def opened(config: NodeConfig, parts: Parts) -> AsyncGenerator[Node]:
         found = await parts.runtime.version()
         await _open_images(config, parts.images)
         start_up = StartUp(parts.network, config.upper_dir)
-        async with manager.opened(start_up):
+        async with manager.opened(start_up), named(parts.naming, manager.tools.decisions):
             facts = NodeFacts(
                 node_id=identity.node_id,
                 name=config.node_name,

@@ -79,6 +79,12 @@ class Meters:
             "Records that could not be written.",
             value=self._manager.tools.ledger.write_errors,
         )
+        decisions = CounterMetricFamily(
+            "sandlot_node_egress_decisions", "What was decided about traffic.", labels=["verdict", "via"]
+        )
+        for (verdict, via), number in sorted(self._manager.tools.decisions.counts.items()):
+            decisions.add_metric([verdict, via], number)
+        yield decisions
         yield GaugeMetricFamily(
             "sandlot_node_api_reachable", "1 when the api took the last report.", value=int(counts.api_reachable)
         )

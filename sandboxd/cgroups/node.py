@@ -1,4 +1,6 @@
-"""The control groups of one node: `sandlot-<instance>` with `act` (runtime commands) and `sandboxes` below it."""
+"""The control groups of one node: `sandlot-<instance>` with `act` (runtime commands), `programs` (what sandboxd starts
+beside itself) and `sandboxes` below it.
+"""
 
 import asyncio
 import os
@@ -87,6 +89,17 @@ class Cgroups:
     async def end_act(self, name: str) -> None:
         """Kill the commands that act for `name` and remove the group: whoever comes late finds no way in."""
         await self._end(self._act(name))
+
+    def make_program(self, name: str) -> list[str]:
+        """Make the group of a program; return what to put before its command so that it runs there."""
+        group = f"{self._parent}/programs/{_checked(name)}"
+        self._tree.make_plain(f"{self._parent}/programs")
+        self._tree.make_plain(group)
+        return ["/bin/sh", "-c", _ENTER, "sh", str(self._tree.procs_file(group))]
+
+    async def end_program(self, name: str) -> None:
+        """Kill whatever is in a program's group, an earlier agent's too, and remove the group. Idempotent."""
+        await self._end(f"{self._parent}/programs/{_checked(name)}")
 
     async def kill(self, sandbox_id: str) -> None:
         """Kill everything in a sandbox's group, and wait until it is empty. Its meters stay."""

@@ -120,7 +120,7 @@ class Manager:
         contents = await self.tools.ledger.open()
         self.epoch = contents.epoch
         try:
-            async with self.tools.keeper.opened(), asyncio.TaskGroup() as group:
+            async with self.tools.decisions.opened(), self.tools.keeper.opened(), asyncio.TaskGroup() as group:
                 self._group = group
                 try:
                     await start_up(self, contents)
@@ -238,7 +238,7 @@ class Manager:
         if guest is None:
             raise not_ready(sandbox_id, life.state)
         with life.activity.use():
-            yield Live(life, guest, self.tools.keeper)
+            yield Live(life, guest, self.tools.keeper, self.tools.decisions)
 
     async def acknowledge(self, sandbox_ids: Iterable[str]) -> None:
         """Forget sandboxes whose end the api has recorded."""

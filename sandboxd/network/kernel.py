@@ -193,6 +193,10 @@ class KernelNetwork:
             # More were asked for at once than are kept: making one takes some ten microseconds.
             return self._sockets.get(timeout=5)
 
+    def in_router(self, job: Callable[[], _T]) -> _T:
+        """Do something short in the router namespace and wait. Blocks; for threads."""
+        return self._thread("births").call(job)
+
     def counters(self) -> dict[str, tuple[int, int]]:
         return read_counters(self._thread("router").directory / "net" / "dev", SLOT_PREFIX)
 

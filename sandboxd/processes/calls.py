@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 from sandboxd.contract.frames import Frame
@@ -24,6 +24,8 @@ from sandboxd.processes.trust import Event, Lost, check_heads, check_process, ch
 
 BEAT_SECONDS: Final = 15.0
 _CHECKED_AT_ONCE: Final = 64
+_CLOCKS: Final = timedelta(milliseconds=50)
+"""How far a sandbox's clock and the node's may be apart."""
 
 Beat = Callable[[], Awaitable[None]]
 """Called now and then while a call waits, so that the answer does not look dead."""
@@ -55,9 +57,10 @@ async def run(
         whole = await _collect(opened, collector, give_up, beat)
         if collector.exit is not None:
             known = not collector.lost or sandbox.ended.is_set()
-            return collector.result(opened.process if known else await latest(sandbox, opened.process), now())
+            process = opened.process if known else await latest(sandbox, opened.process)
+            return _with_refusals(sandbox, collector.result(process, now()), now())
         if whole and not collector.lost and opened.process.state == ProcessState.RUNNING:
-            return collector.result(opened.process, now())
+            return _with_refusals(sandbox, collector.result(opened.process, now()), now())
     left = None if give_up is None else max(0.0, give_up - loop.time())
     return await result(sandbox, spec["id"], options, wait_seconds=left, beat=beat, now=now)
 
@@ -135,7 +138,17 @@ async def result(
             collector.add(event)
     if collector.exit is not None and process.state == ProcessState.RUNNING:
         process = await latest(sandbox, process)
-    return collector.result(process, now())
+    return _with_refusals(sandbox, collector.result(process, now()), now())
+
+
+def _with_refusals(sandbox: LiveSandbox, found: RunResult, now: datetime) -> RunResult:
+    """Add what the sandbox was refused meanwhile: often it is why a command failed."""
+    denied = sandbox.denied(found.started_at - _CLOCKS, (found.ended_at or now) + _CLOCKS)
+    if not denied:
+        return found
+    path = f"/v1/sandboxes/{sandbox.id}/egress"
+    hint = found.hint or f"It was refused {denied[-1]['name'] or denied[-1]['address']}: allow it with PUT {path}."
+    return found.model_copy(update={"egress_denied": denied, "hint": hint})
 
 
 async def _wait_for_end(sandbox: LiveSandbox, process_id: str, wait_seconds: float | None, beat: Beat) -> Process:

@@ -3,7 +3,8 @@
 import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Final, Protocol
+from datetime import datetime
+from typing import Any, Final, Protocol
 
 from sandboxd.contract.problems import ProblemError
 from sandboxd.guest_client.base import Guest, GuestError, GuestUnreachableError
@@ -84,6 +85,10 @@ class LiveSandbox(Protocol):
 
     def process_started(self) -> None:
         """Take note that a process was started, whose output is to be kept."""
+        ...
+
+    def denied(self, begin: datetime, end: datetime) -> list[dict[str, Any]]:
+        """Return the refusals of its traffic between two moments, the latest 20, oldest first."""
         ...
 
     def end_problem(self) -> ProblemError:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from sandboxd.clock import Clock
+from sandboxd.history.decisions import DecisionBook
 from sandboxd.history.keeper import Keeper
 from sandboxd.history.sampler import Sampler
 from sandboxd.hooks.base import FailPoints, Hook
@@ -30,6 +31,8 @@ class Tools:
     keeper: Keeper
     """Of the logs."""
     sampler: Sampler
+    decisions: DecisionBook
+    """About sandboxes' traffic."""
     disk_full: Callable[[], bool]
     """Tells whether the file system of the upper directories has no space left."""
     drain_seconds: float

@@ -34,7 +34,7 @@ def test_every_call_of_sandboxes_and_processes_is_called_straight() -> None:
         ("POST", "/v1/sandboxes/{id}/run/", 404, "route_not_found"),
         ("POST", "/v1/sandboxes/{id}x/run", 404, "sandbox_not_found"),
         ("GET", "/v1/sandboxes/{id}/processes/prc", 404, "process_not_found"),
-        ("GET", "/v1/sandboxes/{id}/egress/decisions/b", 501, "not_implemented"),
+        ("GET", "/v1/sandboxes/{id}/egress/decisions/b", 404, "route_not_found"),
     ],
 )
 async def test_what_fits_no_operation_is_answered_as_ever(

@@ -158,6 +158,20 @@ def test_a_node_left_alone_is_tried_again_later() -> None:
     assert not access.is_open(1e9)
 
 
+def test_decisions_are_listed_and_followed(api: StubApi, client: Client) -> None:
+    sandbox = Sandbox.create(client=client)
+    api.decisions = [
+        {"first_at": "2026-11-22T10:59:01.123Z", "last_at": "2026-11-22T10:59:01.123Z", "count": 1, "via": "proxy",
+         "verdict": "deny" if number % 2 else "allow", "source": "policy", "name": f"n{number}.test", "port": 443,
+         "cursor": f"c{number}"}
+        for number in range(5)
+    ]  # fmt: skip
+    assert [one.name for one in sandbox.egress.decisions()] == [f"n{number}.test" for number in range(5)]
+    assert [one.name for one in sandbox.egress.decisions(verdict="deny", after="c1")] == ["n3.test"]
+    api.cuts = [300, 450]
+    assert [one.cursor for one in sandbox.egress.decisions(follow=True)] == [f"c{number}" for number in range(5)]
+
+
 def test_logs_go_on_at_their_cursor_and_metrics_are_samples(api: StubApi, client: Client) -> None:
     sandbox = Sandbox.create(client=client)
     api.logs = [

@@ -33,7 +33,6 @@ OF_OPERATORS: Final = {("get", "/metrics")}
 LATER: Final = (
     ("GET", "/v1/keys"),
     ("POST", "/v1/projects"),
-    ("GET", "/v1/sandboxes/{sandbox_id}/egress/decisions"),
     ("POST", "/v1/sandboxes/{sandbox_id}/pause"),
 )
 FILE_COLLECTIONS: Final = (["files"], ["directories"], ["archive"], ["watch"])

@@ -29,6 +29,7 @@ from sandlot._sync.tunnels import Tunnels
 from sandlot._version import __version__
 from sandlot.descriptions import (
     ArchiveSummary,
+    Decision,
     EgressExplanation,
     EgressInfo,
     FileEvent,
@@ -97,6 +98,7 @@ __all__ = [
     "ConflictError",
     "Connection",
     "ConnectionClosedError",
+    "Decision",
     "Default",
     "DiskFullError",
     "Egress",

@@ -183,6 +183,51 @@ class LogLine:
 
 
 @dataclass(frozen=True)
+class Decision:
+    """What was decided about traffic of a sandbox; equal decisions within ten seconds are one."""
+
+    first_at: datetime | None
+    last_at: datetime | None
+    count: int
+    verdict: str
+    """`allow` or `deny`."""
+    source: str
+    """`policy`, `platform` or `limit`."""
+    rule: str | None
+    reason: str | None
+    name: str | None
+    address: str | None
+    port: int | None
+    protocol: str | None
+    via: str
+    """Who decided: `resolver`, `proxy` or `kernel`."""
+    cursor: str | None
+    """Where to go on: pass it as `after` to get what follows."""
+    raw: dict[str, Any] = field(repr=False)
+
+    @classmethod
+    def parse(cls, value: object) -> "Decision":
+        """Read a Decision. ProtocolError if it is none."""
+        raw = as_object(value)
+        return cls(
+            first_at=parse_time(raw.get("first_at")),
+            last_at=parse_time(raw.get("last_at")),
+            count=integer(raw, "count") or 0,
+            verdict=required(raw, "verdict"),
+            source=text(raw, "source") or "",
+            rule=text(raw, "rule"),
+            reason=text(raw, "reason"),
+            name=text(raw, "name"),
+            address=text(raw, "address"),
+            port=integer(raw, "port"),
+            protocol=text(raw, "protocol"),
+            via=text(raw, "via") or "",
+            cursor=text(raw, "cursor"),
+            raw=raw,
+        )
+
+
+@dataclass(frozen=True)
 class Sample:
     """What a sandbox used, up to one moment. What is None was not measured."""
 

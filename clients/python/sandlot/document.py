@@ -94,6 +94,27 @@ class CreateSandbox(TypedDict, total=False):
     wait_seconds: float
 
 
+class Decision(TypedDict, total=False):
+    cursor: str
+    first_at: str
+    last_at: str
+    count: int
+    verdict: str
+    source: str
+    rule: str | None
+    reason: str | None
+    name: str | None
+    address: str | None
+    port: int | None
+    protocol: str | None
+    via: str
+
+
+class DecisionList(TypedDict, total=False):
+    items: list[Decision]
+    next_cursor: str | None
+
+
 class DeleteFilter(TypedDict, total=False):
     state: list[str] | None
     metadata: dict[str, str] | None

@@ -244,6 +244,8 @@ class RunResult:
     """Whether bytes that are not UTF-8 are shown as U+FFFD."""
     next_seq: int
     start_error: StartError | None
+    egress_denied: list[dict[str, Any]]
+    """What the sandbox was refused meanwhile, the latest 20: often why a command failed."""
     duration_seconds: float | None
     raw: document.RunResult = field(repr=False)
 
@@ -265,6 +267,7 @@ class RunResult:
             lossy=raw.get("lossy") is True,
             next_seq=integer(raw, "next_seq") or 0,
             start_error=StartError.parse(raw.get("start_error")),
+            egress_denied=as_objects(raw.get("egress_denied")),
             duration_seconds=number(raw, "duration_seconds"),
             raw=cast("document.RunResult", raw),
         )

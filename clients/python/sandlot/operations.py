@@ -80,6 +80,9 @@ OPERATIONS: Final = {
     ),
     "get_sandbox": Operation("GET", "/v1/sandboxes/{sandbox_id}", ("wait_seconds", "wait_for"), (), ()),
     "get_tunnel": Operation("GET", "/v1/sandboxes/{sandbox_id}/tunnels/{tunnel_id}", (), (), ()),
+    "list_decisions": Operation(
+        "GET", "/v1/sandboxes/{sandbox_id}/egress/decisions", ("after", "verdict", "since", "limit"), (), ()
+    ),
     "list_directory": Operation(
         "GET",
         "/v1/sandboxes/{sandbox_id}/directories",

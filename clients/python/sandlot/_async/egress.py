@@ -1,12 +1,15 @@
-"""What a sandbox may reach: read, changed while it runs, explained."""
+"""What a sandbox may reach: read, changed while it runs, explained, and what it tried."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from datetime import datetime
 from typing import Any
 
+from sandlot._async import decisions
 from sandlot._async.client import AsyncClient
-from sandlot._commands import policy_of
+from sandlot._commands import iso, policy_of
 from sandlot._requests import Request
-from sandlot.descriptions import EgressExplanation, EgressInfo
+from sandlot.descriptions import Decision, EgressExplanation, EgressInfo
 
 
 class AsyncEgress:
@@ -49,3 +52,22 @@ class AsyncEgress:
         if policy is not None:
             body["policy"] = policy_of(policy)
         return EgressExplanation.parse(await self._client.call(Request("POST", f"{self._path}/explain", body=body)))
+
+    async def decisions(
+        self,
+        *,
+        follow: bool = False,
+        after: str | None = None,
+        verdict: str | None = None,
+        since: datetime | None = None,
+    ) -> AsyncGenerator[Decision, None]:
+        """Yield what was decided about its traffic, oldest first, also after its end.
+
+        With `follow` it goes on until the sandbox ends; a broken stream is opened again where it broke.
+        """
+        given = {"verdict": verdict, "since": iso(since)}
+        query: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        read = decisions.followed if follow else decisions.listed
+        async with aclosing(read(self._client, f"{self._path}/decisions", query, after)) as found:
+            async for decision in found:
+                yield decision

@@ -1,13 +1,16 @@
 # Derived from _async by unasync.py: change it there.
-"""What a sandbox may reach: read, changed while it runs, explained."""
+"""What a sandbox may reach: read, changed while it runs, explained, and what it tried."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
+from datetime import datetime
 from typing import Any
 
-from sandlot._commands import policy_of
+from sandlot._commands import iso, policy_of
 from sandlot._requests import Request
+from sandlot._sync import decisions
 from sandlot._sync.client import Client
-from sandlot.descriptions import EgressExplanation, EgressInfo
+from sandlot.descriptions import Decision, EgressExplanation, EgressInfo
 
 
 class Egress:
@@ -50,3 +53,22 @@ class Egress:
         if policy is not None:
             body["policy"] = policy_of(policy)
         return EgressExplanation.parse(self._client.call(Request("POST", f"{self._path}/explain", body=body)))
+
+    def decisions(
+        self,
+        *,
+        follow: bool = False,
+        after: str | None = None,
+        verdict: str | None = None,
+        since: datetime | None = None,
+    ) -> Generator[Decision, None]:
+        """Yield what was decided about its traffic, oldest first, also after its end.
+
+        With `follow` it goes on until the sandbox ends; a broken stream is opened again where it broke.
+        """
+        given = {"verdict": verdict, "since": iso(since)}
+        query: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        read = decisions.followed if follow else decisions.listed
+        with closing(read(self._client, f"{self._path}/decisions", query, after)) as found:
+            for decision in found:
+                yield decision

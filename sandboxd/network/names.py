@@ -1,0 +1,166 @@
+"""Names, decided by two programs in the router namespace: the resolver and the proxy, and what sandboxd does for them.
+
+sandboxd holds the policies; a program that comes back is told them all before it serves anybody. What a program says
+is checked against the policy that it was given, because it reads what sandboxes send.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from ipaddress import AddressValueError, IPv4Address
+from typing import Any, Final
+
+from netpolicy.judge import platform_document
+from netpolicy.platform import PLATFORM, Platform
+from netpolicy.policy import BLOCKED, Policy
+from netpolicy.verdict import openings
+from sandboxd.network.base import NetworkError
+from sandboxd.network.births import Birth
+from sandboxd.network.programs import Message, Program, ProgramDownError
+from sandboxd.network.relay import Relay
+
+_ADDRESSES: Final = 32
+_MOST_SECONDS: Final = 600
+_LEAST_SECONDS: Final = 60
+"""How long a learned address stays open at least: whoever was told of it connects in a moment, not at once."""
+_ROWS: Final = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Learned:
+    """What the resolver is about to say to a sandbox, and what is open before it does."""
+
+    sandbox: str
+    name: str
+    addresses: tuple[IPv4Address, ...]
+    seconds: int
+
+
+Learn = Callable[[str, str, Iterable[IPv4Address], int], Awaitable[None]]
+Decided = Callable[[str, list[dict[str, Any]]], None]
+
+
+async def _learn_nothing(address: str, name: str, addresses: Iterable[IPv4Address], seconds: int) -> None:
+    raise NetworkError(f"nobody opens {list(addresses)} of {name} to {address} for {seconds} s")
+
+
+def _tell_nobody(program: str, rows: list[dict[str, Any]]) -> None:
+    """Drop them."""
+
+
+class NamePrograms:
+    """`Names` by programs that run while `opened`."""
+
+    def __init__(self, births: dict[str, Birth], relay: Relay) -> None:
+        self._policies: dict[str, Policy] = {}
+        self.platform = PLATFORM
+        self.learn: Learn = _learn_nothing
+        """Opens addresses of a name in the kernel and returns when they are."""
+        self.decided: Decided = _tell_nobody
+        """Takes rows of decisions as they come, and the name of the program that made them."""
+        self.programs = {
+            name: Program(name, birth, greeting=self._greeting, serve=partial(self._serve, name), relay=relay.between)
+            for name, birth in births.items()
+        }
+
+    @asynccontextmanager
+    async def opened(self) -> AsyncGenerator[None]:
+        """Run them while inside."""
+        async with AsyncExitStack() as stack:
+            for program in self.programs.values():
+                await stack.enter_async_context(program.opened())
+            yield
+
+    def policy_of(self, address: str) -> Policy:
+        """Return what the sandbox at an address is judged by."""
+        return self._policies.get(address, BLOCKED)
+
+    async def clear(self) -> None:
+        """Kill what an earlier agent left."""
+        for program in self.programs.values():
+            await program.clear()
+
+    async def apply(self, address: str, policy: Policy | None) -> int:
+        if policy is None:
+            if self._policies.pop(address, None) is None:
+                return 0
+        else:
+            self._policies[address] = policy
+        return await self._tell(_policy_message(address, policy))
+
+    async def set_platform(self, platform: Platform) -> None:
+        self.platform = platform
+        await self._tell({"platform": platform_document(platform)})
+
+    async def _tell(self, message: Message) -> int:
+        answers = await asyncio.gather(*(self._say(program, message) for program in self.programs.values()))
+        return sum(answers)
+
+    async def _say(self, program: Program, message: Message) -> int:
+        try:
+            closed = (await program.call(message)).get("closed")
+        except ProgramDownError:
+            return 0  # and so is everything it had open
+        return closed if isinstance(closed, int) and 0 <= closed < 1 << 20 else 0
+
+    def _greeting(self) -> Iterable[Message]:
+        yield {"platform": platform_document(self.platform)}
+        for address, policy in self._policies.items():
+            yield _policy_message(address, policy)
+
+    async def _serve(self, program: str, message: Message) -> Message | None:
+        if "decisions" in message:
+            self.decided(program, list(message["decisions"])[:_ROWS])
+            return None
+        learned = self._checked(message)
+        if learned is None:
+            return {"learned": False}
+        try:
+            await self.learn(learned.sandbox, learned.name, learned.addresses, learned.seconds)
+        except NetworkError:
+            return {"learned": False}
+        return {"learned": True}
+
+    def _checked(self, message: Message) -> Learned | None:
+        """Return what may be opened; the ports are the policy's, whatever the resolver says."""
+        policy = self._policies.get(str(message["learn"]))
+        name = str(message["name"])
+        try:
+            addresses = tuple(IPv4Address(str(text)) for text in list(message["addresses"])[:_ADDRESSES])
+        except AddressValueError:
+            return None
+        if policy is None or any(address in self.platform.node_addresses for address in addresses):
+            return None
+        if any(self.platform.is_denied(address) for address in addresses):
+            return None
+        seconds = min(max(int(message["seconds"]), _LEAST_SECONDS), _MOST_SECONDS)
+        if not openings(policy, name):
+            return None
+        return Learned(sandbox=str(message["learn"]), name=name, addresses=addresses, seconds=seconds)
+
+
+class FakeNames:
+    """`Names` that keeps what it was told."""
+
+    def __init__(self) -> None:
+        self.policies: dict[str, Policy] = {}
+        self.platform = PLATFORM
+        self.closes = 0
+        """What `apply` answers next."""
+
+    async def apply(self, address: str, policy: Policy | None) -> int:
+        if policy is None:
+            self.policies.pop(address, None)
+        else:
+            self.policies[address] = policy
+        closed, self.closes = self.closes, 0
+        return closed
+
+    async def set_platform(self, platform: Platform) -> None:
+        self.platform = platform
+
+
+def _policy_message(address: str, policy: Policy | None) -> Message:
+    return {"address": address, "policy": None if policy is None else policy.to_json()}
