@@ -45,6 +45,8 @@ class Settings(BaseSettings):
     """How long a log is kept after the end of its sandbox."""
     record_days: int = Field(default=30, ge=1)
     """How long the record of an ended sandbox stays readable."""
+    token_key_days: float = Field(default=30, gt=0)
+    """How long a key signs sandbox tokens before the next one does."""
     api_drain_seconds: int = Field(default=5, ge=0)
     """How long open answers may go on after a stop was asked for."""
 

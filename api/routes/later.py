@@ -17,7 +17,6 @@ _BELOW_SANDBOX: Final = (
     "pause",
     "resume",
     "snapshot",
-    "tokens",
     "tunnels",
 )
 _COLLECTIONS: Final = (

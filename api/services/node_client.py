@@ -19,11 +19,13 @@ from yarl import URL
 
 from sandboxd.contract.messages import EnsureSandbox, PatchSandbox, SandboxReport
 from sandboxd.contract.problems import CODES, MEDIA_TYPE, ProblemError
+from sandboxd.contract.trust import Accepted, Trust
 
 REQUEST_ID: Final = "Sandlot-Request-Id"
 _READ_BUFFER: Final = 512 * 1024
 _SLACK_SECONDS: Final = 5.0
 """A node ends its own work at the deadline; this long its answer may take."""
+_TRUST_SECONDS: Final = 2.0
 _BASE: Final = "http://node"
 _UNKNOWN: Final = frozenset({"internal", "operation_in_progress", "sandbox_not_ready"})
 """Problems that do not say what has become of the sandbox."""
@@ -115,6 +117,11 @@ class NodeClient:
         seconds = wait_seconds + _SLACK_SECONDS
         return await self._call(address, "DELETE", f"/node/v1/sandboxes/{sandbox_id}", seconds=seconds, query=query)
 
+    async def trust(self, address: str, trust: Trust) -> None:
+        """Say what is to be believed of tokens."""
+        payload = await self._ask(address, "PUT", "/node/v1/trust", seconds=_TRUST_SECONDS, body=trust)
+        _parse(Accepted, payload)
+
     async def _call(
         self,
         address: str,
@@ -125,6 +132,18 @@ class NodeClient:
         body: BaseModel | None = None,
         query: dict[str, str] | None = None,
     ) -> SandboxReport:
+        return _parse(SandboxReport, await self._ask(address, method, path, seconds=seconds, body=body, query=query))
+
+    async def _ask(
+        self,
+        address: str,
+        method: str,
+        path: str,
+        *,
+        seconds: float,
+        body: BaseModel | None = None,
+        query: dict[str, str] | None = None,
+    ) -> bytes:
         data = None if body is None else body.model_dump_json(exclude_unset=method == "PATCH").encode()
         headers = None if body is None else {"Content-Type": "application/json"}
         try:
@@ -140,9 +159,9 @@ class NodeClient:
         return _understand(answer, payload)
 
 
-def _understand(answer: aiohttp.ClientResponse, payload: bytes) -> SandboxReport:
+def _understand(answer: aiohttp.ClientResponse, payload: bytes) -> bytes:
     if answer.status == 200:
-        return _parse(SandboxReport, payload)
+        return payload
     if answer.content_type == MEDIA_TYPE:
         body = _parse(_Problem, payload)
         if body.code in CODES and body.code not in _UNKNOWN:
