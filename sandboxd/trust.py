@@ -19,10 +19,8 @@ _GATEWAY_SECONDS: Final = 15.0
 class TrustStore:
     """One a node. Streams that were opened with a token are held here, to be ended with its key."""
 
-    def __init__(self, clock: Clock, now: Callable[[], float], *, silence_seconds: float) -> None:
-        """`now` is the wall clock, which tokens speak of."""
+    def __init__(self, clock: Clock, *, silence_seconds: float) -> None:
         self._clock = clock
-        self._now = now
         self._silence_seconds = silence_seconds
         self._verifier = Verifier()
         self._revoked: frozenset[str] = frozenset()
@@ -52,7 +50,7 @@ class TrustStore:
         if self._heard_at is None or self._clock.boottime() - self._heard_at > self._silence_seconds:
             raise _unauthenticated("unverifiable", "The node has not heard from the api for too long.")
         try:
-            claims = self._verifier.check(token, now_seconds=self._now())
+            claims = self._verifier.check(token, now_seconds=self._clock.now().timestamp())
         except TokenError as error:
             raise _unauthenticated(error.reason, error.detail) from None
         if claims.key in self._revoked:

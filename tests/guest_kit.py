@@ -25,7 +25,7 @@ from sandboxd.cgroups import Cgroups
 from sandboxd.contract.frames import OUTPUT_KINDS, Decoder, Frame, FrameKind
 from sandboxd.contract.ids import new_id
 from sandboxd.contract.messages import Resources
-from sandboxd.guest_client.base import GUEST_PORT
+from sandboxd.contract.tunnels import GUEST_PORT
 from sandboxd.guest_client.fake import FakeGuest
 from sandboxd.runtime.base import Launch
 from sandboxd.runtime.runsc import RunscRuntime

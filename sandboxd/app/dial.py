@@ -13,8 +13,9 @@ from sandboxd.app.query import Query
 from sandboxd.app.sockets import OverError, Socket
 from sandboxd.contract.processes import Strict
 from sandboxd.contract.sockets import TCP_PROTOCOL, CloseCode
+from sandboxd.contract.tunnels import GUEST_PORT
 from sandboxd.contract.validation import invalid_field
-from sandboxd.guest_client.base import GUEST_PORT, Duplex, GuestUnreachableError
+from sandboxd.guest_client.base import Duplex, GuestUnreachableError
 from sandboxd.processes.live import END_GRACE_SECONDS, Ending, LiveSandbox, guarded
 
 MAX_MESSAGE_BYTES: Final = 1_048_576

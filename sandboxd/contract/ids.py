@@ -28,6 +28,7 @@ SandboxId = Annotated[str, StringConstraints(pattern=r"^sbx[a-z2-7]{20}$")]
 ProcessId = Annotated[str, StringConstraints(pattern=r"^prc[a-z2-7]{20}$")]
 ImageId = Annotated[str, StringConstraints(pattern=r"^img[a-z2-7]{20}$")]
 NodeId = Annotated[str, StringConstraints(pattern=r"^nod[a-z2-7]{20}$")]
+TunnelId = Annotated[str, StringConstraints(pattern=r"^tun[a-z2-7]{20}$")]
 ProjectId = Annotated[str, StringConstraints(pattern=r"^prj[a-z2-7]{20}$")]
 
 

@@ -9,6 +9,7 @@ from sandboxd.contract.processes import MAX_TIMEOUT_SECONDS, Argument, Open, Pat
 from sandboxd.contract.reasons import SandboxReason
 from sandboxd.contract.states import SandboxState
 from sandboxd.contract.trust import GatewayInfo, Trust
+from sandboxd.contract.tunnels import MAX_TUNNELS, NodeTunnel
 
 Ordinal = Annotated[int, Field(le=2**53)]
 # Numbers without a bound would end the node agent where they meet a clock or the ledger.
@@ -71,6 +72,8 @@ class SandboxSpec(Strict):
     """Take the image's entrypoint and cmd; the node fills in `entrypoint`."""
     resources: Resources = Resources()
     egress: EgressSpec = EgressSpec(mode="blocked")
+    tunnels: list[NodeTunnel] = Field(default_factory=list[NodeTunnel], max_length=MAX_TUNNELS)
+    """Open before anything of it runs; the node picks the public ports."""
     timeout_seconds: Seconds | None = Field(default=3600, ge=1)
     idle_timeout_seconds: Seconds | None = Field(default=None, ge=10)
     idle_ignores_processes: bool = False
@@ -122,6 +125,8 @@ class SandboxReport(Open):
     expires_at: Time | None = None
     remaining_seconds: float | None = None
     last_active_at: Time | None = None
+    tunnels: list[NodeTunnel] = Field(default_factory=list[NodeTunnel])
+    """Open now, with their public ports."""
     cpu_used_seconds: float = 0
     memory_peak_bytes: int = 0
 

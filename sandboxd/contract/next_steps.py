@@ -11,6 +11,7 @@ NEXT_STEPS: Final[dict[str, str]] = {
     "permission_denied": "Act as a user who may do this inside the sandbox.",
     "sandbox_not_found": "Check the id; a sandbox of another project looks the same.",
     "process_not_found": "Check the id; list the sandbox's processes.",
+    "tunnel_not_found": "Check the id; list the sandbox's tunnels.",
     "image_not_found": "Check the name; an operator adds images with `sandlotd image pull` or `image import`.",
     "snapshot_not_found": "Check the id.",
     "project_not_found": "Check the id.",

@@ -30,6 +30,7 @@ CODES: Final[dict[str, CodeRow]] = {
     "permission_denied": CodeRow(403, "Not permitted inside the sandbox"),
     "sandbox_not_found": CodeRow(404, "No such sandbox"),
     "process_not_found": CodeRow(404, "No such process"),
+    "tunnel_not_found": CodeRow(404, "No such tunnel"),
     "image_not_found": CodeRow(404, "No such image"),
     "snapshot_not_found": CodeRow(404, "No such snapshot"),
     "project_not_found": CodeRow(404, "No such project"),

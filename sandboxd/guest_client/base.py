@@ -3,13 +3,10 @@
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 from sandboxd.contract.frames import Batch, Frame
 from sandboxd.guest_client.file_calls import GuestFiles
-
-GUEST_PORT: Final = 49979
-"""The reserved TCP port of every sandbox; no tunnel, gateway route or dial may name it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,7 +18,8 @@ from pydantic_core import to_json
 from yarl import URL
 
 from sandboxd.contract.problems import ProblemError
-from sandboxd.guest_client.base import GUEST_PORT, GuestError, GuestUnreachableError
+from sandboxd.contract.tunnels import GUEST_PORT
+from sandboxd.guest_client.base import GuestError, GuestUnreachableError
 from sandboxd.guest_client.wire import parse_object, parse_problem
 
 MAX_CONNECTIONS: Final = 200

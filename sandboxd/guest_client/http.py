@@ -14,8 +14,8 @@ from typing import Any
 import aiohttp
 
 from sandboxd.contract.frames import Batch, Decoder, Frame, FrameError
+from sandboxd.contract.tunnels import GUEST_PORT
 from sandboxd.guest_client.base import (
-    GUEST_PORT,
     Duplex,
     FeedRequest,
     FollowedStart,

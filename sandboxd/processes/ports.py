@@ -6,7 +6,8 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from sandboxd.contract.history import Port, PortList, PortNumber
-from sandboxd.guest_client.base import GUEST_PORT, GuestError
+from sandboxd.contract.tunnels import GUEST_PORT
+from sandboxd.guest_client.base import GuestError
 from sandboxd.processes.live import LiveSandbox, guarded
 
 MOST_PORTS: Final = 4096

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from sandboxd.cgroups import Limits
 from sandboxd.contract.messages import Resources
-from sandboxd.guest_client.base import GUEST_PORT
+from sandboxd.contract.tunnels import GUEST_PORT
 from sandboxd.runtime.base import Launch
 
 MIB: Final = 1024 * 1024

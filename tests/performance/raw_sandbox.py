@@ -15,7 +15,7 @@ from control_socket import run
 from sandboxd.cgroups import Cgroups
 from sandboxd.contract.ids import new_id
 from sandboxd.contract.messages import EgressSpec, Resources
-from sandboxd.guest_client.base import GUEST_PORT
+from sandboxd.contract.tunnels import GUEST_PORT
 from sandboxd.network.base import Slot
 from sandboxd.network.kernel import KernelNetwork
 from sandboxd.runtime import bundle

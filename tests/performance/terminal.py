@@ -15,7 +15,8 @@ from raw_sandbox import TOKEN, RawBox, RawSandbox
 from report import Row, median, percentile
 from sandboxd.contract.frames import OUTPUT_KINDS, Decoder, Frame, FrameKind, encode
 from sandboxd.contract.sockets import PROCESS_PROTOCOL
-from sandboxd.guest_client.base import GUEST_PORT, GuestUnreachableError
+from sandboxd.contract.tunnels import GUEST_PORT
+from sandboxd.guest_client.base import GuestUnreachableError
 from sandboxd.guest_client.connection import GuestConnection
 from sandboxd.guest_client.upgrade import UpgradedStream, upgraded
 

@@ -14,7 +14,8 @@ from live_stand import open_socket
 from sandboxd.clock import HostClock
 from sandboxd.contract.frames import Frame, FrameKind, encode, encode_json
 from sandboxd.contract.problems import ProblemError
-from sandboxd.guest_client.base import GUEST_PORT, FeedRequest, GuestError, GuestUnreachableError
+from sandboxd.contract.tunnels import GUEST_PORT
+from sandboxd.guest_client.base import FeedRequest, GuestError, GuestUnreachableError
 from sandboxd.guest_client.connection import Limits
 from sandboxd.guest_client.http import HttpGuest
 from sandboxd.history import keeper as keeper_module
