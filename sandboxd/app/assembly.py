@@ -15,6 +15,7 @@ import structlog
 from sandboxd.app.failures import FailureStore
 from sandboxd.app.identity import Identity, read_identity
 from sandboxd.app.metrics import Meters
+from sandboxd.app.ways import NodeWays, RunnersTunnels
 from sandboxd.cgroups import Cgroups
 from sandboxd.clock import Clock, HostClock
 from sandboxd.config import NodeConfig
@@ -54,6 +55,7 @@ from sandboxd.runtime.base import Runtime
 from sandboxd.runtime.bundle import limits
 from sandboxd.runtime.fake import FakeRuntime
 from sandboxd.runtime.runsc import RunscRuntime
+from sandboxd.trust import TrustStore
 
 _log = structlog.get_logger(__name__)
 
@@ -84,6 +86,8 @@ class Node:
     reporter: Reporter
     upkeep: Upkeep
     meters: Meters
+    trust: TrustStore
+    ways: NodeWays
 
 
 def real_parts(config: NodeConfig) -> Parts:
@@ -209,13 +213,16 @@ async def opened(config: NodeConfig, parts: Parts) -> AsyncGenerator[Node]:
                 incarnation=os.urandom(8).hex(),
                 address=f"unix:{config.node_socket_path}",
             )
+            trust = TrustStore(parts.clock, silence_seconds=config.token_silence_seconds)
             yield Node(
                 config=config,
                 parts=parts,
                 manager=manager,
-                reporter=Reporter(manager, parts.images, facts),
+                reporter=Reporter(manager, parts.images, facts, trust),
                 upkeep=Upkeep(parts.network, parts.host, disk_watermark_mib=config.disk_watermark_mib),
                 meters=Meters(manager, parts.host, version=facts.version, runtime=found.version),
+                trust=trust,
+                ways=NodeWays(RunnersTunnels(manager)),
             )
     finally:
         await asyncio.to_thread(manager.tools.sampler.close)
