@@ -55,6 +55,16 @@ def api() -> None:
 
 
 @app.command()
+def gateway() -> None:
+    """Run the gateway alone, in the foreground; as root it gives root up first."""
+    config = LauncherConfig()
+    if os.geteuid() == 0:
+        account.ensure_directories(config, account.ensure_account(config.api_user))
+        _become(programs.gateway(config, os.environ).argv, config, home="/nonexistent")
+    _become((sys.executable, "-m", "tunnels.gateway"), config, home="/nonexistent")
+
+
+@app.command()
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
 ) -> None:
