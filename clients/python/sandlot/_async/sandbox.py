@@ -424,7 +424,7 @@ class AsyncSandbox:
         patience = Patience(self._client.retries)
         while True:
             try:
-                async with aclosing(self._route.lines("/logs", query | ({"after": after} if after else {}))) as lines:
+                async with aclosing(self._route.by_api.lines("/logs", query | ({"after": after} if after else {}))) as lines:
                     async for raw in lines:
                         patience.progress()
                         after = text(raw, "cursor") or after
@@ -444,7 +444,7 @@ class AsyncSandbox:
         """Return what it used, a sample each `step_seconds`; of the last five minutes unless asked."""
         given = {"start": iso(start), "end": iso(end), "step_seconds": step_seconds}
         query = {name: value for name, value in given.items() if value is not None}
-        async with aclosing(self._route.pages("/metrics", query)) as items:
+        async with aclosing(self._route.by_api.pages("/metrics", query)) as items:
             return [Sample.parse(item) async for item in items]
 
     async def _start_with(self, body: dict[str, Any], data: str | bytes) -> AsyncProcess:

@@ -425,7 +425,7 @@ class Sandbox:
         patience = Patience(self._client.retries)
         while True:
             try:
-                with closing(self._route.lines("/logs", query | ({"after": after} if after else {}))) as lines:
+                with closing(self._route.by_api.lines("/logs", query | ({"after": after} if after else {}))) as lines:
                     for raw in lines:
                         patience.progress()
                         after = text(raw, "cursor") or after
@@ -445,7 +445,7 @@ class Sandbox:
         """Return what it used, a sample each `step_seconds`; of the last five minutes unless asked."""
         given = {"start": iso(start), "end": iso(end), "step_seconds": step_seconds}
         query = {name: value for name, value in given.items() if value is not None}
-        with closing(self._route.pages("/metrics", query)) as items:
+        with closing(self._route.by_api.pages("/metrics", query)) as items:
             return [Sample.parse(item) for item in items]
 
     def _start_with(self, body: dict[str, Any], data: str | bytes) -> Process:
