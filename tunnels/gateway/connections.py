@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final, cast
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web_protocol import RequestHandler
 
 from tunnels.gateway.answers import new_request_id, refuse
@@ -57,12 +58,13 @@ class Limits:
 class _Connection(RequestHandler):
     """One client."""
 
-    __slots__ = ("_address", "_limits")
+    __slots__ = ("_address", "_answered", "_limits")
 
     def __init__(self, manager: "Server", limits: Limits, **options: Any) -> None:
         super().__init__(manager, **options)
         self._limits = limits
         self._address: str | None = None
+        self._answered = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         address = address_of(transport)
@@ -84,15 +86,24 @@ class _Connection(RequestHandler):
 
     def eof_received(self) -> bool | None:  # pyright: ignore[reportIncompatibleMethodOverride] - asyncio's own type
         """Let a client that has said all it had to say read its answer."""
-        request = self._current_request
-        transport = self.transport
-        if self._payload_parser is not None or transport is None or not transport.can_write_eof():
+        transport, parser = self.transport, self._parser
+        pending = self._request_count > self._answered
+        if not pending or self._payload_parser is not None or transport is None or not transport.can_write_eof():
             return None
-        whole = request is not None and request.content.is_eof()
-        if not whole and not self._messages:
-            return None
+        try:
+            if parser is not None:
+                parser.feed_eof()
+        except HttpProcessingError:
+            return None  # in the middle of a body
         self.close()
         return True
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """Send what is left of an answer (the base's call)."""
+        self._answered += 1
+        return await super().finish_response(request, resp, start_time)
 
     def handle_error(
         self,

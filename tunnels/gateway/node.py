@@ -2,6 +2,8 @@
 
 import asyncio
 import socket
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -37,6 +39,11 @@ class _Given(aiohttp.BaseConnector):
             raise aiohttp.ClientConnectionError("used already")
         made = await self._loop.create_unix_connection(self._factory, sock=link)
         return made[1]
+
+    def drop(self) -> None:
+        """Close the connection, if nothing was made of it."""
+        if self._link is not None:
+            self._link.close()
 
 
 def _session(connector: aiohttp.BaseConnector) -> aiohttp.ClientSession:
@@ -94,9 +101,15 @@ class NodeLink:
         return answer, link
 
 
-def session_over(link: socket.socket) -> aiohttp.ClientSession:
-    """Return a session of one request, over a stream."""
-    return _session(_Given(link))
+@asynccontextmanager
+async def session_over(link: socket.socket) -> AsyncGenerator[aiohttp.ClientSession]:
+    """Enter a session of one request, over a stream; the stream ends with it, used or not."""
+    given = _Given(link)
+    try:
+        async with _session(given) as session:
+            yield session
+    finally:
+        given.drop()
 
 
 async def _exactly(loop: asyncio.AbstractEventLoop, link: socket.socket, count: int) -> bytes:

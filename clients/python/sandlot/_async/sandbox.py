@@ -424,7 +424,8 @@ class AsyncSandbox:
         patience = Patience(self._client.retries)
         while True:
             try:
-                async with aclosing(self._route.by_api.lines("/logs", query | ({"after": after} if after else {}))) as lines:
+                asked = query | ({"after": after} if after else {})
+                async with aclosing(self._route.by_api.lines("/logs", asked)) as lines:
                     async for raw in lines:
                         patience.progress()
                         after = text(raw, "cursor") or after

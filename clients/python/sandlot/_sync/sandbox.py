@@ -425,7 +425,8 @@ class Sandbox:
         patience = Patience(self._client.retries)
         while True:
             try:
-                with closing(self._route.by_api.lines("/logs", query | ({"after": after} if after else {}))) as lines:
+                asked = query | ({"after": after} if after else {})
+                with closing(self._route.by_api.lines("/logs", asked)) as lines:
                     for raw in lines:
                         patience.progress()
                         after = text(raw, "cursor") or after
