@@ -1,4 +1,4 @@
-"""The gateway against those who mean harm: requests of two readings, heads without end, broken frames, forged tokens."""
+"""The gateway against those who mean harm: requests of two readings, endless heads, broken frames, forged tokens."""
 
 import asyncio
 import os
@@ -9,6 +9,7 @@ import aiohttp
 import pytest
 
 from gateway_stand import KEY, ONE, PORT, TWO, GatewayStand, gateway_stand
+from live_stand import init_of
 from tunnels.gateway import connections
 from tunnels.tokens import SigningKey
 
@@ -20,24 +21,24 @@ async def stand(tmp_path: Path) -> AsyncGenerator[GatewayStand]:
         yield running
 
 
+_GET, _POST = b"GET / HTTP/1.1\r\nHost: %h\r\n", b"POST / HTTP/1.1\r\nHost: %h\r\n"
 SMUGGLING = {
-    "length and chunks": b"POST / HTTP/1.1\r\nHost: %h\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-    "chunks and length": b"POST / HTTP/1.1\r\nHost: %h\r\nTransfer-Encoding: chunked\r\nContent-Length: 4\r\n\r\n0\r\n\r\n",
-    "two lengths": b"POST / HTTP/1.1\r\nHost: %h\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab",
-    "two lengths in one": b"POST / HTTP/1.1\r\nHost: %h\r\nContent-Length: 1, 2\r\n\r\nab",
-    "a signed length": b"POST / HTTP/1.1\r\nHost: %h\r\nContent-Length: +1\r\n\r\na",
-    "a negative length": b"POST / HTTP/1.1\r\nHost: %h\r\nContent-Length: -1\r\n\r\na",
-    "a length of letters": b"POST / HTTP/1.1\r\nHost: %h\r\nContent-Length: 0x1\r\n\r\na",
-    "chunks that are not last": b"POST / HTTP/1.1\r\nHost: %h\r\nTransfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n",
-    "a space before the colon": b"POST / HTTP/1.1\r\nHost: %h\r\nTransfer-Encoding : chunked\r\n\r\n0\r\n\r\n",
-    "a folded header": b"GET / HTTP/1.1\r\nHost: %h\r\nX: a\r\n b\r\n\r\n",
+    "length and chunks": _POST + b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "chunks and length": _POST + b"Transfer-Encoding: chunked\r\nContent-Length: 4\r\n\r\n0\r\n\r\n",
+    "two lengths": _POST + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\nab",
+    "two lengths in one": _POST + b"Content-Length: 1, 2\r\n\r\nab",
+    "a signed length": _POST + b"Content-Length: +1\r\n\r\na",
+    "a negative length": _POST + b"Content-Length: -1\r\n\r\na",
+    "a length of letters": _POST + b"Content-Length: 0x1\r\n\r\na",
+    "chunks that are not last": _POST + b"Transfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n",
+    "a space before the colon": _POST + b"Transfer-Encoding : chunked\r\n\r\n0\r\n\r\n",
+    "a folded header": _GET + b"X: a\r\n b\r\n\r\n",
     "a bare line feed": b"GET / HTTP/1.1\nHost: %h\n\n",
-    "a bare carriage return": b"GET / HTTP/1.1\r\nHost: %h\r\nX: a\rY: b\r\n\r\n",
-    "a null in a header": b"GET / HTTP/1.1\r\nHost: %h\r\nX: a\0b\r\n\r\n",
-    "a chunk size that overflows": b"POST / HTTP/1.1\r\nHost: %h\r\nTransfer-Encoding: chunked\r\n\r\n"
-    b"fffffffffffffffff\r\n",
-    "a chunk size of letters": b"POST / HTTP/1.1\r\nHost: %h\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n",
-    "two hosts": b"GET / HTTP/1.1\r\nHost: %h\r\nHost: evil\r\n\r\n",
+    "a bare carriage return": _GET + b"X: a\rY: b\r\n\r\n",
+    "a null in a header": _GET + b"X: a\0b\r\n\r\n",
+    "a chunk size that overflows": _POST + b"Transfer-Encoding: chunked\r\n\r\nfffffffffffffffff\r\n",
+    "a chunk size of letters": _POST + b"Transfer-Encoding: chunked\r\n\r\nxyz\r\n",
+    "two hosts": _GET + b"Host: evil\r\n\r\n",
     "no host": b"GET / HTTP/1.1\r\nX: %h\r\n\r\n",
     "a host with a path": b"GET / HTTP/1.1\r\nHost: %h/x\r\n\r\n",
     "a host with a user": b"GET / HTTP/1.1\r\nHost: a@%h\r\n\r\n",
@@ -80,14 +81,14 @@ async def test_the_head_of_a_tunnelled_request_reads_the_same_inside(stand: Gate
     "head",
     [
         b"GET /" + b"a" * 10_000 + b" HTTP/1.1\r\nHost: %h\r\n\r\n",
-        b"GET / HTTP/1.1\r\nHost: %h\r\nX: " + b"a" * 10_000 + b"\r\n\r\n",
-        b"GET / HTTP/1.1\r\nHost: %h\r\n" + b"X: a\r\n" * 200 + b"\r\n",
+        _GET + b"X: " + b"a" * 10_000 + b"\r\n\r\n",
+        _GET + b"" + b"X: a\r\n" * 200 + b"\r\n",
     ],
     ids=["path", "header", "headers"],
 )
 async def test_what_surrounds_a_request_has_a_limit(stand: GatewayStand, head: bytes) -> None:
     answer = await stand.raw(head.replace(b"%h", stand.host().encode()), eof=True)
-    assert not answer or answer.startswith(b"HTTP/1.1 400 ")
+    assert not answer or answer.split(b" ", 2)[1] == b"400"
     assert stand.seen == []
 
 
@@ -117,7 +118,7 @@ async def test_one_address_holds_only_so_many_connections(tmp_path: Path) -> Non
                 return False
 
         async with asyncio.timeout(30):
-            while not await served():
+            while not await served():  # noqa: ASYNC110 - the places come free at the other end
                 await asyncio.sleep(0.01)
 
 
@@ -127,9 +128,11 @@ async def test_broken_frames_end_their_own_connection_alone(stand: GatewayStand)
         "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\n\r\n"
     ).encode()
     async with stand.session.ws_connect(stand.url + "/socket", headers={"Host": stand.host()}) as other:
-        for frame in (b"\xff" * 64, b"\x81\x05hello", b"\x82\xff" + b"\xff" * 12, b"\xf1\x80abcd", os.urandom(500)):
-            answer = await stand.raw(handshake + frame, eof=True)
-            assert answer.startswith(b"HTTP/1.1 101 ")
+        for frame in (b"\xff" * 64, b"\x81\x05hello", b"\x82\xff" + b"\xff" * 12, b"\xf1\x80abcd"):
+            reader, writer = await asyncio.open_connection("127.0.0.1", stand.port)
+            writer.write(handshake + frame)
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
+            writer.close()
         await other.send_str("still here")
         assert await other.receive_str(timeout=30) == "still here"
 
@@ -147,7 +150,7 @@ async def test_a_token_of_another_signer_opens_nothing(stand: GatewayStand) -> N
     stand.open(visibility="token")
     good = stand.token()
     stand.key = SigningKey.from_seed(os.urandom(32))
-    forged = stand.token()
+    forged = stand.token(jti="forged")
     status, _, problem = await stand.get(headers={"Sandlot-Token": forged})
     assert (status, problem["reason"]) == (401, "unknown")
     head, claims, signature = good.split(".")
@@ -156,7 +159,7 @@ async def test_a_token_of_another_signer_opens_nothing(stand: GatewayStand) -> N
         f"{head}.{forged.split('.')[1]}.{signature}",
         f"eyJhbGciOiJub25lIiwidHlwIjoiSldUIn0.{claims}.{signature}",
     ):
-        assert (await stand.get(headers={"Sandlot-Token": changed}))[0] in {401, 200 if changed == good else 401}
+        assert (await stand.get(headers={"Sandlot-Token": changed}))[0] == 401
     assert stand.seen == []
 
 
@@ -197,10 +200,8 @@ async def test_a_watcher_cannot_make_itself_a_writer(stand: GatewayStand) -> Non
     """The header by which the api says that a caller may write is nothing that a client can send."""
     url = f"/v1/sandboxes/{ONE}/processes/prc{'a' * 20}/attach"
     token = stand.token(scp=["processes:read"])
-    seen: list[str | None] = []
-    sandbox = stand.node.sandboxes[ONE]
-    process = await sandbox.guest.start({"id": "prc" + "a" * 20, "argv": ["cat"], "stdin": True})
-    assert process
+    await stand.guest().init(init_of())
+    await stand.guest().start({"id": "prc" + "a" * 20, "argv": ["cat"], "stdin": True, "user": None})
     async with stand.session.ws_connect(
         stand.url + url,
         headers={"Authorization": f"Bearer {token}", "Sandlot-May-Write": "true", "Host": "gw"},
@@ -209,6 +210,5 @@ async def test_a_watcher_cannot_make_itself_a_writer(stand: GatewayStand) -> Non
         await socket.receive_bytes(timeout=30)
         await socket.send_bytes(b"\0\0\0\x02\x41\0\0\0\0\0\0\0\0\0\0\0hi")
         message = await socket.receive(timeout=30)
-        seen.append(str(message.data))
         assert message.type is aiohttp.WSMsgType.CLOSE
         assert message.data != 1000

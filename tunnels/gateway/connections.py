@@ -88,7 +88,7 @@ class _Connection(RequestHandler):
         """Let a client that has said all it had to say read its answer."""
         transport, parser = self.transport, self._parser
         pending = self._request_count > self._answered
-        if not pending or self._payload_parser is not None or transport is None or not transport.can_write_eof():
+        if not pending or self._upgraded or transport is None or not transport.can_write_eof():
             return None
         try:
             if parser is not None:
