@@ -4,6 +4,7 @@ import asyncio
 import os
 from collections.abc import AsyncGenerator
 from pathlib import Path
+from typing import cast
 
 import aiohttp
 import pytest
@@ -182,7 +183,7 @@ async def test_direct_calls_need_their_scope(
     async def ask(token: str | None) -> tuple[int, dict[str, str]]:
         headers = {"Host": "gw"} | ({} if token is None else {"Authorization": f"Bearer {token}"})
         status, _, body = await stand.ask(method, url, headers=headers)
-        return status, body if isinstance(body, dict) else {}
+        return status, cast("dict[str, str]", body) if isinstance(body, dict) else {}
 
     assert (await ask(None))[1]["reason"] == "missing"
     assert (await ask(stand.token(TWO)))[1]["reason"] == "wrong_sandbox"
