@@ -36,6 +36,18 @@ class Element:
     set_name: str
     key: bytes
     data: bytes | None = None
+    last: bytes | None = None
+    """Of a set of intervals: the last key that the element stands for."""
+
+
+@dataclass(frozen=True, slots=True)
+class TablePart:
+    """What another module has in a table."""
+
+    sets: str = ""
+    chains: str = ""
+    forward: str = ""
+    """Rules of the chain `forward`, before any that refuses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +88,7 @@ def router_table(
     open_interfaces: Iterable[str] = (),
     node_addresses: Iterable[IPv4Address] = (),
     extra_denied: Iterable[IPv4Network] = (),
+    tunnels: TablePart = TablePart(),
 ) -> str:
     """Return the whole table of a router namespace, replacing what is there in one transaction.
 
@@ -98,7 +111,7 @@ table inet {ROUTER_TABLE} {{
   set denied {{ type ipv4_addr; flags interval; {_elements(denied)} }}
   set connections {{ type ifname; size 65535; flags dynamic; }}
   set connection_rate {{ type ifname; size 65535; flags dynamic,timeout; timeout 1m; }}
-
+{tunnels.sets}
   chain first {{
     type filter hook prerouting priority raw; policy drop;
     iifname "lo" accept
@@ -117,6 +130,7 @@ table inet {ROUTER_TABLE} {{
   chain forward {{
     type filter hook forward priority filter; policy drop;
     tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu
+{tunnels.forward}
     iifname "{UPLINK}" oifname @{OPEN} ct state established,related accept
     iifname != {sandboxes} drop
     oifname != "{UPLINK}" goto refuse
@@ -153,11 +167,19 @@ table inet {ROUTER_TABLE} {{
     type nat hook postrouting priority srcnat; policy accept;
     iifname {sandboxes} oifname "{UPLINK}" masquerade
   }}
+{tunnels.chains}
 }}
 """  # noqa: S608 - nftables, not SQL, and every part of it is ours
 
 
-def host_table(*, name: str, uplink: str, address: IPv4Address, extra_denied: Iterable[IPv4Network] = ()) -> str:
+def host_table(
+    *,
+    name: str,
+    uplink: str,
+    address: IPv4Address,
+    extra_denied: Iterable[IPv4Network] = (),
+    tunnels: TablePart = TablePart(),
+) -> str:
     """Return the table beside the host's own rules, replacing what is there in one transaction.
 
     It repeats what the router's table promises, for the day that one is wrong: nothing that comes from the uplink
@@ -169,7 +191,7 @@ table inet {name} {{}}
 delete table inet {name}
 table inet {name} {{
   set denied {{ type ipv4_addr; flags interval; {_elements(denied)} }}
-
+{tunnels.sets}
   chain first {{
     type filter hook prerouting priority mangle; policy accept;
     iifname != "{uplink}" accept
@@ -189,6 +211,7 @@ table inet {name} {{
     type filter hook forward priority filter; policy accept;
     tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu
     oifname "{uplink}" ct state established,related accept
+{tunnels.forward}
     oifname "{uplink}" drop
   }}
 
@@ -196,6 +219,7 @@ table inet {name} {{
     type nat hook postrouting priority srcnat; policy accept;
     ip saddr {address} oifname != "{uplink}" masquerade
   }}
+{tunnels.chains}
 }}
 """
 

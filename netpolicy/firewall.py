@@ -29,7 +29,8 @@ _NEW_ELEMENT, _GET_ELEMENT, _DELETE_ELEMENT, _GET_GENERATION = (_TABLES | number
 _DELETE_CONNECTION = 1 << 8 | 2
 _CONNECTION_MARK, _CONNECTION_MARK_MASK = 8, 21
 _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS = 1, 2, 3
-_ELEMENT_KEY, _ELEMENT_DATA = 1, 2
+_ELEMENT_KEY, _ELEMENT_DATA, _ELEMENT_EXPRESSION, _ELEMENT_LAST_KEY = 1, 2, 7, 10
+_EXPRESSION_DATA, _COUNTER_BYTES = 2, 1
 _VALUE = 1
 
 
@@ -67,8 +68,11 @@ def table_text(name: str) -> str | None:
 class Firewall:
     """The sets of one namespace's table, on one socket that lives as long as it works."""
 
-    def __init__(self, connect: Callable[[], NetlinkSocket] = lambda: NetlinkSocket(_NETFILTER)) -> None:
+    def __init__(
+        self, connect: Callable[[], NetlinkSocket] = lambda: NetlinkSocket(_NETFILTER), *, table: str = ROUTER_TABLE
+    ) -> None:
         self._connect = connect
+        self._table = table
         self._socket: NetlinkSocket | None = None
 
     def close(self) -> None:
@@ -79,9 +83,10 @@ class Firewall:
     def apply(self, change: Change) -> None:
         """Make all of a change true in one transaction, or none of it (FirewallError)."""
         # Removing what is absent would abort the batch; what has just been added is there.
-        messages = [_element_message(_NEW_ELEMENT, ACK | CREATE, element) for element in change.remove]
-        messages += [_element_message(_DELETE_ELEMENT, ACK, element) for element in change.remove]
-        messages += [_element_message(_NEW_ELEMENT, ACK | CREATE, element) for element in change.add]
+        table = self._table
+        messages = [_element_message(table, _NEW_ELEMENT, ACK | CREATE, element) for element in change.remove]
+        messages += [_element_message(table, _DELETE_ELEMENT, ACK, element) for element in change.remove]
+        messages += [_element_message(table, _NEW_ELEMENT, ACK | CREATE, element) for element in change.add]
         if not messages:
             return
         begin = Message(_BATCH_BEGIN, 0, struct.pack(">BBH", 0, 0, 10))
@@ -101,16 +106,15 @@ class Firewall:
 
     def open_interfaces(self) -> set[str]:
         """Return the interfaces that are open now; none if there is no table."""
-        payload = struct.pack(">BBH", _INET, 0, 0)
-        payload += text_attribute(_LIST_TABLE, ROUTER_TABLE) + text_attribute(_LIST_SET, OPEN)
-        try:
-            answers = self._connected().dump(Message(_GET_ELEMENT, 0, payload))
-        except FileNotFoundError:
-            return set()
-        except OSError as error:
-            self.close()
-            raise FirewallError(f"set {OPEN} cannot be read: {error}") from error
-        return {key.rstrip(b"\0").decode() for answer in answers for key in _keys(answer)}
+        return {key.rstrip(b"\0").decode() for key in self.keys(OPEN)}
+
+    def keys(self, set_name: str) -> set[bytes]:
+        """Return the keys of a set; none if there is no such set."""
+        return {key for answer in self._listed(set_name) for key in _keys(answer)}
+
+    def counts(self, set_name: str) -> dict[bytes, int]:
+        """Return the bytes that each element of a set has counted, by key; none if there is no such set."""
+        return {key: count for answer in self._listed(set_name) for key, count in _counts(answer)}
 
     def generation(self) -> bytes:
         """Return the counter that the kernel raises with every change to any table of the namespace."""
@@ -119,6 +123,17 @@ class Firewall:
         except OSError as error:
             self.close()
             raise FirewallError(f"the generation of the rules cannot be read: {error}") from error
+
+    def _listed(self, set_name: str) -> list[bytes]:
+        payload = struct.pack(">BBH", _INET, 0, 0)
+        payload += text_attribute(_LIST_TABLE, self._table) + text_attribute(_LIST_SET, set_name)
+        try:
+            return self._connected().dump(Message(_GET_ELEMENT, 0, payload))
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            self.close()
+            raise FirewallError(f"set {set_name} cannot be read: {error}") from error
 
     def _connected(self) -> NetlinkSocket:
         if self._socket is None:
@@ -134,12 +149,14 @@ class Firewall:
             raise FirewallError(f"{what} cannot be changed: {error}") from error
 
 
-def _element_message(kind: int, flags: int, element: Element) -> Message:
+def _element_message(table: str, kind: int, flags: int, element: Element) -> Message:
     parts = [nested(_ELEMENT_KEY, attribute(_VALUE, element.key))]
+    if element.last is not None:
+        parts.append(nested(_ELEMENT_LAST_KEY, attribute(_VALUE, element.last)))
     if element.data is not None and kind == _NEW_ELEMENT:
         parts.append(nested(_ELEMENT_DATA, attribute(_VALUE, element.data)))
     payload = struct.pack(">BBH", _INET, 0, 0)
-    payload += text_attribute(_LIST_TABLE, ROUTER_TABLE) + text_attribute(_LIST_SET, element.set_name)
+    payload += text_attribute(_LIST_TABLE, table) + text_attribute(_LIST_SET, element.set_name)
     payload += nested(_LIST_ELEMENTS, nested(1, *parts))
     return Message(kind, flags, payload)
 
@@ -148,3 +165,12 @@ def _keys(answer: bytes) -> Iterable[bytes]:
     elements = attributes(answer[4:]).get(_LIST_ELEMENTS, b"")
     for _, element in attribute_list(elements):
         yield attributes(attributes(element)[_ELEMENT_KEY])[_VALUE]
+
+
+def _counts(answer: bytes) -> Iterable[tuple[bytes, int]]:
+    elements = attributes(answer[4:]).get(_LIST_ELEMENTS, b"")
+    for _, packed in attribute_list(elements):
+        element = attributes(packed)
+        counter = attributes(attributes(element.get(_ELEMENT_EXPRESSION, b"")).get(_EXPRESSION_DATA, b""))
+        if _COUNTER_BYTES in counter:
+            yield attributes(element[_ELEMENT_KEY])[_VALUE], int.from_bytes(counter[_COUNTER_BYTES], "big")

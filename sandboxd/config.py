@@ -5,10 +5,23 @@ from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import AfterValidator, Field, StringConstraints
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from netpolicy.tunnels import HIGHEST_PORT, LOWEST_PORT
+
 InstanceName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9]{0,7}$")]
+
+
+def _port_range(text: str) -> str:
+    first, last = (int(part) for part in text.split("-"))
+    if not LOWEST_PORT <= first <= last <= HIGHEST_PORT:
+        msg = f"must be first-last, within {LOWEST_PORT} and {HIGHEST_PORT}"
+        raise ValueError(msg)
+    return text
+
+
+PortRange = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,5}-[0-9]{1,5}$"), AfterValidator(_port_range)]
 
 
 class NodeConfig(BaseSettings):
@@ -89,6 +102,10 @@ class NodeConfig(BaseSettings):
     """Where the link between the host and the router namespace finds a free pair of addresses."""
     sandbox_range: IPv4Network = IPv4Network("10.231.0.0/16")
     """Sandbox addresses. They exist in the router namespace only, so instances may share them."""
+    tunnel_ports: PortRange = "20000-29999"
+    """The public ports of tcp and udp tunnels: `first-last`, not above 32767, where Linux takes its own."""
+    tunnel_host: str | None = Field(default=None, min_length=1, max_length=253)
+    """The name or address by which the node's public ports are reached; default: its address towards the internet."""
     resolvers: tuple[str, ...] = ("1.1.1.1", "8.8.8.8")
     """What an `open` sandbox asks for names; a public address, because no private one is reachable."""
 
@@ -124,6 +141,12 @@ class NodeConfig(BaseSettings):
     """When told to exit, how long the agent lets starts and stops under way finish."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """The least that is logged."""
+
+    @property
+    def public_ports(self) -> range:
+        """The ports of `tunnel_ports`."""
+        first, last = (int(part) for part in self.tunnel_ports.split("-"))
+        return range(first, last + 1)
 
     @property
     def runsc_path(self) -> Path:

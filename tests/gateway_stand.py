@@ -77,9 +77,6 @@ class StandNode:
     def tunnels_of(self, sandbox_id: str) -> list[NodeTunnel]:
         return self.tunnels.get(sandbox_id, [])
 
-    def all_tunnels(self) -> dict[str, list[NodeTunnel]]:
-        return self.tunnels
-
 
 @dataclass
 class GatewayStand:
@@ -217,7 +214,7 @@ async def gateway_stand(directory: Path, **changes: Any) -> AsyncGenerator[Gatew
     clock = HostClock()
     trust = TrustStore(clock, silence_seconds=3600)
     node = StandNode({each: StandSandbox(DialGuest(), each) for each in (ONE, TWO)})
-    ways, leaving = NodeWays(node), Ending()
+    ways, leaving = NodeWays(node.tunnels_of, node.sandboxes.keys), Ending()
     peers = frozenset({os.getuid()})
     config = GatewayConfig.model_validate({"run_dir": directory, "gateway_port": 0, **changes})
     async with AsyncExitStack() as stack:

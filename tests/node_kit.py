@@ -43,6 +43,8 @@ STARTING = (
     "rootfs.prepared",
     "egress.apply",
     "egress.applied",
+    "tunnels.open",
+    "tunnels.opened",
     "launch.create",
     "launch.start",
     "launch.started",

@@ -17,13 +17,14 @@ MOST_BYTES: Final = 65_536
 
 
 class StreamRequest(BaseModel):
-    """A question. Either `sandbox_id` and `port` (an http tunnel), or `server_name` (a tls tunnel)."""
+    """A question: for the http tunnel to a port of a sandbox, or for the tls tunnel of a name."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     sandbox_id: str | None = Field(default=None, pattern=r"^sbx[a-z2-7]{20}$")
     port: int | None = Field(default=None, ge=1, le=65_535)
     server_name: str | None = Field(default=None, max_length=253)
+    """Of a tls tunnel. With a sandbox and a port too where the name stands for them: below the gateway's domain."""
     client: str = Field(max_length=64)
     """The client's address."""
     tokens: list[str] = Field(default_factory=list[str], max_length=MOST_TOKENS)

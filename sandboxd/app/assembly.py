@@ -15,7 +15,7 @@ import structlog
 from sandboxd.app.failures import FailureStore
 from sandboxd.app.identity import Identity, read_identity
 from sandboxd.app.metrics import Meters
-from sandboxd.app.ways import NodeWays, RunnersTunnels
+from sandboxd.app.ways import NodeWays
 from sandboxd.cgroups import Cgroups
 from sandboxd.clock import Clock, HostClock
 from sandboxd.config import NodeConfig
@@ -34,6 +34,7 @@ from sandboxd.hooks.guest import GuestHook
 from sandboxd.hooks.launch import LaunchHook
 from sandboxd.hooks.rootfs import RootfsHook
 from sandboxd.hooks.slot import SlotHook
+from sandboxd.hooks.tunnels import TunnelsHook
 from sandboxd.images.base import Images
 from sandboxd.images.fake import FakeImages
 from sandboxd.images.store import ImageStore, config_from_json
@@ -46,6 +47,7 @@ from sandboxd.manager.pool import PoolPlan
 from sandboxd.manager.reports import NodeFacts, Reporter
 from sandboxd.manager.startup import StartUp
 from sandboxd.manager.targets import PoolRules
+from sandboxd.manager.tunnels import Tunnels
 from sandboxd.manager.upkeep import Upkeep
 from sandboxd.network.base import Network
 from sandboxd.network.fake import FakeNetwork
@@ -85,6 +87,7 @@ class Node:
     manager: Manager
     reporter: Reporter
     upkeep: Upkeep
+    tunnels: Tunnels
     meters: Meters
     trust: TrustStore
     ways: NodeWays
@@ -118,6 +121,7 @@ def real_parts(config: NodeConfig) -> Parts:
         sandbox_range=config.sandbox_range,
         uplink_range=config.uplink_range,
         pool_size=config.slot_pool_size,
+        tunnel_ports=config.public_ports,
     )
     runtime = RunscRuntime(
         runsc=config.runsc_path,
@@ -212,7 +216,11 @@ async def opened(config: NodeConfig, parts: Parts) -> AsyncGenerator[Node]:
                 boot_id=boot_id,
                 incarnation=os.urandom(8).hex(),
                 address=f"unix:{config.node_socket_path}",
+                tunnel_host=lambda: config.tunnel_host or parts.network.public_address,
             )
+            tunnels = Tunnels(manager, parts.network)
+            ways = NodeWays(tunnels.of, manager.runners.keys)
+            tunnels.watch(ways.look_again)
             trust = TrustStore(parts.clock, silence_seconds=config.token_silence_seconds)
             yield Node(
                 config=config,
@@ -220,9 +228,10 @@ async def opened(config: NodeConfig, parts: Parts) -> AsyncGenerator[Node]:
                 manager=manager,
                 reporter=Reporter(manager, parts.images, facts, trust),
                 upkeep=Upkeep(parts.network, parts.host, disk_watermark_mib=config.disk_watermark_mib),
+                tunnels=tunnels,
                 meters=Meters(manager, parts.host, version=facts.version, runtime=found.version),
                 trust=trust,
-                ways=NodeWays(RunnersTunnels(manager)),
+                ways=ways,
             )
     finally:
         await asyncio.to_thread(manager.tools.sampler.close)
@@ -265,6 +274,7 @@ def _hooks(config: NodeConfig, parts: Parts) -> tuple[Hook, ...]:
         SlotHook(parts.network, parts.points),
         RootfsHook(parts.images, config.upper_dir, parts.points),
         EgressHook(parts.network, parts.points),
+        TunnelsHook(parts.network, parts.points),
         LaunchHook(
             parts.runtime,
             parts.clock,

@@ -14,7 +14,7 @@ import structlog
 import uvloop
 from aiohttp import web
 
-from sandboxd.app import data_plane, gateway, history, operator
+from sandboxd.app import data_plane, gateway, history, operator, tunnels
 from sandboxd.app import node as node_calls
 from sandboxd.app.assembly import Node, Parts, opened, real_parts
 from sandboxd.app.logs import set_up_logs
@@ -110,6 +110,7 @@ async def _listening(node: Node) -> AsyncGenerator[None]:
     routes = [
         *node_calls.routes(node.manager, node.reporter),
         *history.routes(node.manager),
+        *tunnels.routes(node.manager, node.tunnels, node.parts.network),
         *gateway.trust_routes(node.trust),
     ]
     own = operator.routes(node.parts.ledger, node.meters)

@@ -50,8 +50,8 @@ class Ways(Protocol):
         """Return the http tunnel to a port."""
         ...
 
-    def tls(self, server_name: str) -> Way | None:
-        """Return the tls tunnel of a name."""
+    def tls(self, server_name: str, sandbox_id: str | None, port: int | None) -> Way | None:
+        """Return the tls tunnel of a name, or, where it stands for them, of a port of a sandbox."""
         ...
 
 
@@ -114,7 +114,7 @@ class Streams:
 
     def _decide(self, asked: StreamRequest) -> tuple[Way, Claims | None, StreamAnswer]:
         if asked.server_name is not None:
-            way = self.ways.tls(asked.server_name)
+            way = self.ways.tls(asked.server_name, asked.sandbox_id, asked.port)
         elif asked.sandbox_id is not None and asked.port is not None:
             way = self.ways.http(asked.sandbox_id, asked.port)
         else:

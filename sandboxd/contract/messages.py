@@ -199,6 +199,8 @@ class NodeReport(Open):
     full: bool
     address: str
     """Where the api calls the node: `unix:<path>` on one box."""
+    tunnel_host: str | None = None
+    """The name or address at which the node's public ports are reached."""
     capacity: Capacity
     used: Capacity
     images: list[NodeImage]

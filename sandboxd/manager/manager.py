@@ -47,7 +47,7 @@ NOT_READY_SECONDS: Final = 30.0
 """How long a call on processes waits for its sandbox to be ready."""
 MAX_CLAIMS: Final = 8
 """Claims under way at once."""
-NO_RECORD: Final = frozenset({"image_not_found"})
+NO_RECORD: Final = frozenset({"image_not_found", "no_capacity"})
 """Refusals: nothing was started, so nothing is reported."""
 
 
@@ -149,7 +149,7 @@ class Manager:
         Of an ended one the report is returned. Raises `stale_generation`, `no_capacity`, `impossible_resources`, or
         why it could not be started. The caller may vanish: the start goes on.
         """
-        await self._meet_epoch(request.epoch)
+        await self.require_epoch(request.epoch)
         runner = self.runners.get(sandbox_id)
         if runner is None:
             runner = self._begin(sandbox_id, request)
@@ -172,7 +172,7 @@ class Manager:
 
     async def patch(self, sandbox_id: str, change: PatchSandbox) -> SandboxReport:
         """Move deadlines. Raises `sandbox_not_found`, and what Runner.patch raises."""
-        await self._meet_epoch(change.epoch)
+        await self.require_epoch(change.epoch)
         runner = self._known(sandbox_id)
         with _written():
             await runner.patch(change)
@@ -184,7 +184,7 @@ class Manager:
         Raises `stale_generation`, and `sandbox_not_found` for one that is not here, which from then on can only come
         to life by a generation that is not older.
         """
-        await self._meet_epoch(request.epoch)
+        await self.require_epoch(request.epoch)
         runner = self.runners.get(sandbox_id)
         if runner is None:
             self.tombstones.add(sandbox_id, request.generation or 0)
@@ -204,7 +204,7 @@ class Manager:
     @asynccontextmanager
     async def use(self, sandbox_id: str) -> AsyncGenerator[LiveSandbox]:
         """Enter a sandbox (`Sandboxes` of the processes package): being inside counts as activity."""
-        life = await self._ready(sandbox_id)
+        life = await self.ready(sandbox_id)
         guest = life.parts.guest
         if guest is None:
             raise not_ready(sandbox_id, life.state)
@@ -398,7 +398,8 @@ class Manager:
             raise not_found(sandbox_id)
         return runner
 
-    async def _ready(self, sandbox_id: str) -> Life:
+    async def ready(self, sandbox_id: str) -> Life:
+        """Return a sandbox that runs; waits for one that is on its way. Raises as `Sandboxes.use` does."""
         if not is_id("sbx", sandbox_id):
             raise not_found(sandbox_id)
         runner = self.runners.get(sandbox_id)
@@ -420,7 +421,8 @@ class Manager:
             raise stopping(sandbox_id)
         return life
 
-    async def _meet_epoch(self, epoch: int) -> None:
+    async def require_epoch(self, epoch: int) -> None:
+        """Refuse an api that has been replaced: `stale_generation`."""
         if epoch < self.epoch:
             raise stale_epoch(given=epoch, known=self.epoch)
         await self.meet_epoch(epoch)

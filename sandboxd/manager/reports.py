@@ -1,7 +1,7 @@
 """The node's report: what it is, has and runs."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from sandboxd.contract import CONTRACT_VERSION
@@ -24,6 +24,8 @@ class NodeFacts:
     boot_id: str
     incarnation: str
     address: str
+    tunnel_host: Callable[[], str] = lambda: "127.0.0.1"
+    """How the node's public ports are reached; the host's address may change."""
 
 
 class Reporter:
@@ -67,6 +69,7 @@ class Reporter:
             incarnation=facts.incarnation,
             full=full,
             address=facts.address,
+            tunnel_host=facts.tunnel_host(),
             capacity=self._manager.admission.capacity(),
             used=self._manager.admission.used(),
             images=self._images.held(),

@@ -38,7 +38,10 @@ class StartUp:
         living, ended, unborn = _sort(contents.records)
         here = [record for record in living if record.boot_id == manager.boot_id]
         await self._remove_strangers(manager, keep={record.handle for record in here})
-        await self._network.start({r.handle: r.slot_index for r in here if r.slot_index is not None})
+        await self._network.start(
+            {record.handle: record.slot_index for record in here if record.slot_index is not None},
+            {record.handle: record.spec.tunnels for record in here},
+        )
         await self._remove_uppers(keep={record.handle for record in here})
         await _forget(manager, unborn)
         for record in ended:

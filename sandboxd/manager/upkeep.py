@@ -26,6 +26,7 @@ class Upkeep:
         self._host = host
         self._watermark_mib = disk_watermark_mib
         self._victim: Life | None = None
+        self._carried: dict[str, tuple[int, int]] = {}
 
     async def run(self, manager: Manager, clock: Clock, every_seconds: float) -> None:
         """Go round for ever. A round that fails is logged, and the next one tries again."""
@@ -40,10 +41,21 @@ class Upkeep:
 
     async def once(self, manager: Manager) -> None:
         """Go round once."""
+        await self._note_traffic(manager)
         self._note_activity(manager)
         await self._make_room(manager)
         await self._clear_leftovers(manager)
         await self._network.repair()
+
+    async def _note_traffic(self, manager: Manager) -> None:
+        """Count as used whatever had traffic in a raw tunnel since the last round."""
+        before, self._carried = self._carried, await self._network.tunnel_bytes()
+        moved = {tunnel_id for tunnel_id, count in self._carried.items() if count != before.get(tunnel_id, (0, 0))}
+        if not moved:
+            return
+        for runner in manager.runners.values():
+            if any(tunnel.id in moved for tunnel in runner.life.record.spec.tunnels):
+                runner.life.activity.happened(manager.tools.clock.boottime())
 
     def _note_activity(self, manager: Manager) -> None:
         """Write down when sandboxes were last used, where a restart would need it."""

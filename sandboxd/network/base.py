@@ -1,11 +1,13 @@
 """The network seam: slots, and what they may reach."""
 
 import socket
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from sandboxd.contract.messages import EgressSpec
+from sandboxd.contract.tunnels import NodeTunnel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,11 +30,23 @@ class NetworkError(Exception):
     """A namespace, link or rule could not be made; says which and the kernel's words."""
 
 
+class NoPublicPortError(NetworkError):
+    """The node has no public port left for a tunnel."""
+
+
 class Network(Protocol):
     """Slots of one node. Complete undo, and recovery by looking at what exists."""
 
-    async def start(self, in_use: dict[str, int]) -> None:
-        """Make or adopt the router namespace and its table; keep the slots in use (sandbox id to index), no others."""
+    @property
+    def public_address(self) -> str:
+        """The host's address towards the internet, where its public ports are; a loopback one if there is none."""
+        ...
+
+    async def start(self, in_use: dict[str, int], tunnels: Mapping[str, Sequence[NodeTunnel]] | None = None) -> None:
+        """Make or adopt the router namespace and its table; keep the slots in use (sandbox id to index), no others.
+
+        Raw tunnels (by sandbox id) of those in use are carried on without a gap; all others are gone.
+        """
         ...
 
     async def acquire(self, sandbox_id: str) -> Slot:
@@ -47,8 +61,24 @@ class Network(Protocol):
         """Make the policy true; forbidden flows are dead when it returns."""
         ...
 
+    async def open_tunnel(self, slot: Slot, tunnel: NodeTunnel) -> NodeTunnel:
+        """Carry a `tcp` or `udp` tunnel to a slot; returns it with its public port, drawn unless it had one.
+
+        Idempotent. Asked again with other `allow_cidrs`, connections from elsewhere are dead when it returns. Raises
+        NoPublicPortError, NetworkError.
+        """
+        ...
+
+    async def close_tunnel(self, tunnel_id: str) -> None:
+        """Carry it no more: its connections are dead when this returns, its port rests. Idempotent."""
+        ...
+
+    async def tunnel_bytes(self) -> dict[str, tuple[int, int]]:
+        """Return the bytes carried into and out of sandboxes, by tunnel, since some moment: counts may fall to zero."""
+        ...
+
     async def release(self, sandbox_id: str, index: int) -> None:
-        """Block it and make it ready for another, or remove it. Idempotent."""
+        """Close its tunnels, block it and make it ready for another, or remove it. Idempotent."""
         ...
 
     def open_socket(self) -> socket.socket:

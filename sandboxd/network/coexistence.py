@@ -1,7 +1,7 @@
 """Other firewalls of the host: Docker, ufw and firewalld drop what they did not invite.
 
 An accept of our own table can't overrule another's drop. In iptables' chains, which are made to be shared, we insert
-two rules of our own; elsewhere we say what to do.
+three rules of our own; elsewhere we say what to do.
 """
 
 import json
@@ -25,7 +25,7 @@ def legacy_tables() -> bool:
 
 
 def accept_forwarding(link: str, owner: str) -> None:
-    """Insert our two rules where iptables' FORWARD chain drops or rejects anything. Idempotent."""
+    """Insert our rules where iptables' FORWARD chain drops or rejects anything. Idempotent."""
     chain = _chain()
     if chain is None:
         return
@@ -62,7 +62,8 @@ def problems(link: str, owner: str) -> list[str]:
         elif chain.get("policy") == "drop":
             found.append(
                 f"The nftables chain `{table} {chain['name']}` drops forwarded packets: add the rules "
-                f'`iifname "{link}" accept` and `oifname "{link}" ct state established,related accept` to it.'
+                f'`iifname "{link}" accept`, `oifname "{link}" ct state established,related accept` and, for tunnels, '
+                f'`oifname "{link}" ct status dnat accept` to it.'
             )
     return found
 
@@ -80,6 +81,8 @@ def _rules(link: str, owner: str) -> list[list[str]]:
     return [
         ["-i", link, *comment, "-j", "ACCEPT"],
         ["-o", link, "-m", "conntrack", "--ctstate", "RELATED,ESTABLISHED", *comment, "-j", "ACCEPT"],
+        # What our own table has turned to the router, tunnels alone: it drops whatever else goes there.
+        ["-o", link, "-m", "conntrack", "--ctstate", "DNAT", *comment, "-j", "ACCEPT"],
     ]
 
 

@@ -1,19 +1,31 @@
 """A network in memory, which fails when told to. It keeps the contract, and reaches nothing."""
 
 import socket
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sandboxd.contract.messages import EgressSpec
-from sandboxd.network.base import NetworkError, Slot
+from sandboxd.contract.tunnels import NodeTunnel
+from sandboxd.network.base import NetworkError, NoPublicPortError, Slot
+
+_TUNNEL_PORTS = range(20_000, 30_000)
 
 
 class FakeNetwork:
     """`Network` without a kernel. What `kernel` holds outlives a `stop(keep=True)`: share it to restart a node."""
 
-    def __init__(self, *, slots: int = 1024, kernel: dict[int, Slot] | None = None) -> None:
+    def __init__(
+        self, *, slots: int = 1024, kernel: dict[int, Slot] | None = None, tunnel_ports: range = _TUNNEL_PORTS
+    ) -> None:
         self.slots: dict[int, Slot] = kernel if kernel is not None else {}
         """Every slot that exists, by index; free ones are not kept."""
         self.egress: dict[int, EgressSpec] = {}
+        self.tunnels: dict[str, tuple[int, NodeTunnel]] = {}
+        """What is carried, by tunnel, with its slot."""
+        self.rested: set[int] = set()
+        """Public ports that were used; none is used again."""
+        self.carried: dict[str, tuple[int, int]] = {}
+        """What `tunnel_bytes` answers."""
         self.held: dict[str, int] = {}
         self.bytes: dict[str, tuple[int, int]] = {}
         """What `counters` answers."""
@@ -21,6 +33,7 @@ class FakeNetwork:
         self.complaints: list[str] = []
         """What `problems` answers."""
         self._limit = slots
+        self._ports = tunnel_ports
         self._failures: dict[str, list[Exception]] = {}
         self._started = False
 
@@ -30,11 +43,21 @@ class FakeNetwork:
             [error or NetworkError(f"{operation} was told to fail")] * times
         )
 
-    async def start(self, in_use: dict[str, int]) -> None:
+    @property
+    def public_address(self) -> str:
+        return "127.0.0.1"
+
+    async def start(self, in_use: dict[str, int], tunnels: Mapping[str, Sequence[NodeTunnel]] | None = None) -> None:
         self._check("start", started=False)
         for index in set(self.slots) - set(in_use.values()):
             del self.slots[index]
         self.held = {owner: index for owner, index in in_use.items() if index in self.slots}
+        self.tunnels = {
+            tunnel.id: (index, tunnel)
+            for owner, index in self.held.items()
+            for tunnel in (tunnels or {}).get(owner, ())
+            if tunnel.public_port is not None
+        }
         self._started = True
 
     async def acquire(self, sandbox_id: str) -> Slot:
@@ -58,9 +81,33 @@ class FakeNetwork:
         self._check("apply_egress")
         self.egress[slot.index] = egress
 
+    async def open_tunnel(self, slot: Slot, tunnel: NodeTunnel) -> NodeTunnel:
+        self._check("open_tunnel")
+        known = self.tunnels.get(tunnel.id)
+        port = known[1].public_port if known is not None else tunnel.public_port
+        if port is None:
+            taken = {each.public_port for _, each in self.tunnels.values()} | self.rested
+            port = next((port for port in self._ports if port not in taken), None)
+        if port is None:
+            raise NoPublicPortError("all public ports are in use")
+        placed = tunnel.model_copy(update={"public_port": port})
+        self.tunnels[tunnel.id] = (slot.index, placed)
+        return placed
+
+    async def close_tunnel(self, tunnel_id: str) -> None:
+        self._check("close_tunnel")
+        gone = self.tunnels.pop(tunnel_id, None)
+        if gone is not None and gone[1].public_port is not None:
+            self.rested.add(gone[1].public_port)
+
+    async def tunnel_bytes(self) -> dict[str, tuple[int, int]]:
+        return {tunnel_id: self.carried.get(tunnel_id, (0, 0)) for tunnel_id in self.tunnels}
+
     async def release(self, sandbox_id: str, index: int) -> None:
         self._check("release")
         if self.held.get(sandbox_id) == index:
+            for tunnel_id in [each for each, (slot, _) in self.tunnels.items() if slot == index]:
+                await self.close_tunnel(tunnel_id)
             del self.held[sandbox_id]
             self.slots.pop(index, None)
             self.egress.pop(index, None)

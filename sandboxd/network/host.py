@@ -5,13 +5,15 @@ else but forwarding itself, which stays on when it goes: others may rely on it b
 """
 
 import os
+import re
 import zlib
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
 
-from netpolicy.compile import UPLINK, host_table
-from netpolicy.firewall import Firewall, delete_table, load_table, table_text
+from netpolicy.compile import UPLINK, Change, host_table
+from netpolicy.firewall import Firewall, FirewallError, delete_table, load_table, table_text
+from netpolicy.tunnels import HOST_TUNNELS, RawTunnel, host_element, host_part
 from sandboxd.network import coexistence
 from sandboxd.network.base import NetworkError
 from sandboxd.network.failures import refusals
@@ -22,6 +24,8 @@ _EVERYWHERE = IPv4Network("0.0.0.0/0")
 _HOST_MAC = bytes.fromhex("025c00000001")
 _ROUTER_MAC = bytes.fromhex("025c00000002")
 _DEFAULT_MTU = 1500
+_CHANGING = re.compile(r"set tunnel\w* \{.*?\n\t\}", re.DOTALL)
+_ELEMENTS = re.compile(r"\s*elements = \{.*\}", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +52,9 @@ class HostSide:
         self._range = uplink_range
         self._router_pin = router_pin
         self._first = zlib.crc32(instance.encode())
-        self._firewall = Firewall()
+        self._firewall = Firewall(table=self.table_name)
+        self.tunnels: tuple[RawTunnel, ...] = ()
+        """What its table sends on to the router; set before `set_up`, and then changed by `set_tunnel` alone."""
         self._uplink: Uplink | None = None
         self._loaded: str | None = None
         self._generation = b""
@@ -69,7 +75,7 @@ class HostSide:
             write_sysctl("ipv4/ip_forward", "1")
             # The kernel counts changes of rules: the same number means that nobody touched any.
             if coexistence.legacy_tables() or self._firewall.generation() != self._generation:
-                if table_text(self.table_name) != self._loaded:
+                if self._text() != self._loaded or self._firewall.keys(HOST_TUNNELS) != self._keys():
                     self._load()
                 coexistence.accept_forwarding(self.link_name, self.table_name)
                 self._generation = self._firewall.generation()
@@ -83,10 +89,29 @@ class HostSide:
             if link is not None:
                 links.delete(link.index)
 
+    def set_tunnel(self, tunnel: RawTunnel, *, present: bool) -> None:
+        """Send a tunnel's port on to the router, or not any more. Idempotent."""
+        others = tuple(other for other in self.tunnels if other.public_port != tunnel.public_port)
+        self.tunnels = (*others, tunnel) if present else others
+        element = (host_element(tunnel),)
+        with refusals("the host's table cannot be changed for a tunnel"):
+            try:
+                self._firewall.apply(Change(add=element) if present else Change(remove=element))
+            except FirewallError:
+                # Somebody flushed the rules: they come back with it.
+                self._load()
+
     def addresses(self) -> frozenset[IPv4Address]:
         """Return the host's own addresses, which no sandbox may reach."""
         with refusals("the host's addresses cannot be read"), Links() as links:
             return frozenset(address.ip for address in links.addresses())
+
+    def public_address(self) -> IPv4Address | None:
+        """Return the host's address on the way to the internet."""
+        with refusals("the host's addresses cannot be read"), Links() as links:
+            device = _default_device(links)
+            found = [] if device is None else links.addresses(device.index)
+            return found[0].ip if found else None
 
     def mtu(self) -> int:
         """Return the MTU towards the internet."""
@@ -111,10 +136,26 @@ class HostSide:
     def _load(self) -> None:
         if self._uplink is None:
             raise NetworkError("the uplink is not there yet")
-        load_table(host_table(name=self.table_name, uplink=self.link_name, address=self._uplink.router.ip))
-        self._loaded = table_text(self.table_name)
+        router = self._uplink.router.ip
+        load_table(
+            host_table(
+                name=self.table_name,
+                uplink=self.link_name,
+                address=router,
+                tunnels=host_part(self.tunnels, uplink=self.link_name, router=router),
+            )
+        )
+        self._loaded = self._text()
         coexistence.accept_forwarding(self.link_name, self.table_name)
         self._generation = self._firewall.generation()
+
+    def _text(self) -> str | None:
+        """Return the table as the kernel has it, without what changes while it stands."""
+        text = table_text(self.table_name)
+        return None if text is None else _CHANGING.sub(lambda found: _ELEMENTS.sub("", found[0]), text)
+
+    def _keys(self) -> set[bytes]:
+        return {host_element(tunnel).key for tunnel in self.tunnels}
 
     def _ensure_uplink(self) -> None:
         if not is_pin(self._router_pin):
@@ -126,6 +167,7 @@ class HostSide:
                 if link is not None:
                     links.delete(link.index)
                 uplink = self._make_uplink(links)
+        _quiet(self.link_name)
         if uplink != self._uplink:
             self._uplink = uplink
             self._generation = b""
@@ -165,7 +207,6 @@ class HostSide:
             )
         finally:
             os.close(handle)
-        _quiet(self.link_name)
         uplink = self._address(links, _existing(links, self.link_name))
         with inside(self._router_pin), Links() as within:
             other = _existing(within, UPLINK)
@@ -211,6 +252,9 @@ def _quiet(link_name: str) -> None:
     if Path(f"/proc/sys/net/ipv6/conf/{link_name}").exists():
         write_sysctl(f"ipv6/conf/{link_name}/disable_ipv6", "1")
     write_sysctl(f"ipv4/conf/{link_name}/rp_filter", "1")
+    # A program here that takes a tunnel by a loopback address gets its answers from the uplink. Nobody else is there:
+    # the table lets nothing in that the router's side began.
+    write_sysctl(f"ipv4/conf/{link_name}/route_localnet", "1")
 
 
 def _router_end(uplink: Uplink) -> Neighbour:

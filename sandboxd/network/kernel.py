@@ -8,28 +8,35 @@ import asyncio
 import contextlib
 import queue
 import socket
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
+from typing import TypeVar
 
 import structlog
 
 from netpolicy.compile import SLOT_PREFIX, Change, policy_change
 from netpolicy.firewall import Firewall
 from netpolicy.policy import Mode, Policy
+from netpolicy.tunnels import RawTunnel
 from sandboxd.contract.messages import EgressSpec
+from sandboxd.contract.tunnels import NodeTunnel
 from sandboxd.network import slots
 from sandboxd.network.base import NetworkError, Slot
 from sandboxd.network.failures import refusals
 from sandboxd.network.host import HostSide
 from sandboxd.network.links import Links, read_counters
 from sandboxd.network.netns import NamespaceThread, Urgency, inside, is_pin, pin_here, unpin
+from sandboxd.network.ports import PublicPorts
 from sandboxd.network.router import Router, remove_all
 from sandboxd.network.slots import SlotPlan
+from sandboxd.network.tunnels import RawTunnels, Where
 
 SANDBOX_RANGE = IPv4Network("10.231.0.0/16")
 UPLINK_RANGE = IPv4Network("10.230.0.0/16")
+TUNNEL_PORTS = range(20_000, 30_000)
 
 _SOCKETS_READY = 64
 _KEPT_PER_POOLED = 8
@@ -37,7 +44,10 @@ _KEPT_PER_POOLED = 8
 _VACATE_SECONDS = 1.0
 _VACATE_INTERVAL_SECONDS = 0.02
 
+_LOOPBACK = IPv4Address("127.0.0.1")
+
 _log = structlog.get_logger(__name__)
+_T = TypeVar("_T")
 
 
 class KernelNetwork:
@@ -55,6 +65,7 @@ class KernelNetwork:
         sandbox_range: IPv4Network = SANDBOX_RANGE,
         uplink_range: IPv4Network = UPLINK_RANGE,
         pool_size: int = 8,
+        tunnel_ports: range = TUNNEL_PORTS,
         host_netns: Path | None = None,
     ) -> None:
         if sandbox_range.overlaps(uplink_range):
@@ -66,16 +77,23 @@ class KernelNetwork:
         self._host_netns = host_netns
         self._host = HostSide(instance=instance, uplink_range=uplink_range, router_pin=self._router_pin)
         self._firewall = Firewall()
+        self._ports = PublicPorts(tunnel_ports, netns_dir.parent / f"{netns_dir.name}-ports.json")
+        self._tunnels = RawTunnels(self._host, self._ports, self._firewall, self._in_thread)
         self._router: Router | None = None
         self._threads: dict[str, NamespaceThread] = {}
         self._held: dict[str, Slot] = {}
         self._sockets: queue.SimpleQueue[socket.socket] = queue.SimpleQueue()
         self._refill: Future[None] | None = None
         self._node_addresses: frozenset[IPv4Address] = frozenset()
+        self._public_address = _LOOPBACK
 
-    async def start(self, in_use: dict[str, int]) -> None:
+    @property
+    def public_address(self) -> str:
+        return str(self._public_address)
+
+    async def start(self, in_use: dict[str, int], tunnels: Mapping[str, Sequence[NodeTunnel]] | None = None) -> None:
         try:
-            await self._start(in_use)
+            await self._start(in_use, tunnels or {})
         except BaseException:
             await self._let_go()
             raise
@@ -104,11 +122,25 @@ class KernelNetwork:
         policy = Policy(Mode(egress.mode))
         await self._thread("births").run(partial(self._apply_policy, slot, policy))
 
+    async def open_tunnel(self, slot: Slot, tunnel: NodeTunnel) -> NodeTunnel:
+        self._running()
+        if not any(held.index == slot.index for held in self._held.values()):
+            raise NetworkError(f"slot {slot.index} is nobody's")
+        return await self._tunnels.open(slot, tunnel)
+
+    async def close_tunnel(self, tunnel_id: str) -> None:
+        self._running()
+        await self._tunnels.shut(tunnel_id)
+
+    async def tunnel_bytes(self) -> dict[str, tuple[int, int]]:
+        return await self._tunnels.counted()
+
     async def release(self, sandbox_id: str, index: int) -> None:
         router = self._running()
         slot = self._held.get(sandbox_id)
         if slot is None or slot.index != index:
             return
+        await self._tunnels.shut_all(index)
         blocked = True
         try:
             await self._thread("births").run(partial(self._cut_off, slot))
@@ -139,6 +171,7 @@ class KernelNetwork:
         """Also fills the pool again where that has failed."""
         router = self._running()
         await self._thread("host").run(self._host.repair)
+        self._public_address = await self._thread("host").run(self._host.public_address) or _LOOPBACK
         addresses = await self._thread("host").run(self._host.addresses)
         if addresses != self._node_addresses:
             await self._thread("router").run(partial(router.set_node_addresses, self._node_addresses, addresses))
@@ -158,7 +191,7 @@ class KernelNetwork:
             finally:
                 await asyncio.to_thread(remover.close)
 
-    async def _start(self, in_use: dict[str, int]) -> None:
+    async def _start(self, in_use: dict[str, int], tunnels: Mapping[str, Sequence[NodeTunnel]]) -> None:
         if self._threads:
             raise NetworkError("the network is started already")
         self._netns_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -171,10 +204,16 @@ class KernelNetwork:
         plan = SlotPlan(self._netns_dir, self._sandbox_range, await host.run(self._host.mtu))
         router = await thread.run(lambda: Router(plan, lambda change: births.call(partial(self._apply, change))))
         self._router = router
-        existing = await thread.run(partial(router.set_up, set(in_use.values()), opened, addresses))
+        leading = {in_use[owner]: wanted for owner, wanted in tunnels.items() if owner in in_use}
+
+        def adopted(kept: list[Slot]) -> list[RawTunnel]:
+            return self._tunnels.adopt((slot, tunnel) for slot in kept for tunnel in leading.get(slot.index, ()))
+
+        existing = await thread.run(partial(router.set_up, set(in_use.values()), opened, addresses, adopted))
         self._node_addresses = addresses
         # The table stands before the way out does.
         await host.run(self._host.set_up)
+        self._public_address = await host.run(self._host.public_address) or _LOOPBACK
         self._node_addresses = await host.run(self._host.addresses)
         await thread.run(partial(router.set_node_addresses, addresses, self._node_addresses))
         self._held = {owner: plan.slot(index) for owner, index in in_use.items() if index in existing}
@@ -203,6 +242,9 @@ class KernelNetwork:
             raise NetworkError("the network is not started")
         return thread
 
+    async def _in_thread(self, where: Where, job: Callable[[], _T], /) -> _T:
+        return await self._thread(where).run(job)
+
     def _running(self) -> Router:
         if self._router is None:
             raise NetworkError("the network is not started")
@@ -219,6 +261,8 @@ class KernelNetwork:
             self._router = None
         self._firewall.close()
         self._host.close()
+        self._tunnels.close()
+        self._ports.close()
         self._held = {}
         while True:
             try:
@@ -290,4 +334,5 @@ class KernelNetwork:
             with inside(None), Links() as links:
                 remove_all(self._netns_dir, links)
         unpin(self._router_pin)
+        self._ports.forget()
         self._host.close()

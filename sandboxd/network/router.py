@@ -14,6 +14,7 @@ import structlog
 
 from netpolicy.compile import Change, Element, node_address_element, router_table, slot_elements
 from netpolicy.firewall import load_table
+from netpolicy.tunnels import RawTunnel, router_part
 from sandboxd.network import slots
 from sandboxd.network.base import NetworkError, Slot
 from sandboxd.network.failures import refusals
@@ -56,11 +57,16 @@ class Router:
         self._links.close()
 
     def set_up(
-        self, in_use: Collection[int], open_interfaces: set[str], node_addresses: frozenset[IPv4Address]
+        self,
+        in_use: Collection[int],
+        open_interfaces: set[str],
+        node_addresses: frozenset[IPv4Address],
+        tunnels: Callable[[list[Slot]], list[RawTunnel]] = lambda _: [],
     ) -> set[int]:
         """Make the table true for the slots in use that exist, remove all others; return those that exist.
 
         The table is replaced in one transaction that carries over what is open, so nobody's packets meet none.
+        `tunnels` says which ones lead to the slots that exist.
         """
         disable_ipv6()
         for name, value in _SYSCTLS.items():
@@ -72,6 +78,7 @@ class Router:
             slots=[(slot.index, slot.interface, IPv4Address(slot.address)) for slot in kept_slots],
             open_interfaces=sorted(open_interfaces & {slot.interface for slot in kept_slots}),
             node_addresses=sorted(node_addresses),
+            tunnels=router_part(tunnels(kept_slots)),
         )
         with refusals("the router's table cannot be loaded"):
             load_table(text)

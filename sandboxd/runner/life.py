@@ -194,6 +194,7 @@ class Life:
             expires_at=None if remaining is None else self._clock.now() + timedelta(seconds=remaining),
             remaining_seconds=remaining,
             last_active_at=self._last_active_at(),
+            tunnels=[] if self.verdict else record.spec.tunnels,
             cpu_used_seconds=max(0.0, used.cpu_used_seconds - record.cpu_before_seconds) if used else 0,
             memory_peak_bytes=used.memory_peak_bytes if used else 0,
         )

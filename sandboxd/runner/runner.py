@@ -126,8 +126,8 @@ class Runner:
         if "idle_timeout_seconds" in given:
             spec = spec.model_copy(update={"idle_timeout_seconds": change.idle_timeout_seconds})
         moved = wall != life.record.wall_deadline
-        await self._tools.ledger.put(life.write(spec=spec, wall_deadline=wall))
         life.parts.spec = spec
+        await self._tools.ledger.put(life.write(spec=spec, wall_deadline=wall))
         life.rescheduled.set()
         self._tools.changed(life.id)
         if moved:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from node_kit import World, a_sandbox_id, a_spec
+from sandboxd.contract.problems import ProblemError
 from sandboxd.hooks.base import Hook, Parts, guest_token, token_digest
 from sandboxd.hooks.egress import EgressHook
 from sandboxd.hooks.entrypoint import EntrypointHook
@@ -15,10 +16,13 @@ from sandboxd.hooks.guest import GuestHook
 from sandboxd.hooks.launch import LaunchHook
 from sandboxd.hooks.rootfs import RootfsHook
 from sandboxd.hooks.slot import SlotHook
+from sandboxd.hooks.tunnels import TunnelsHook
+from sandboxd.network.base import NoPublicPortError
 from sandboxd.network.fake import FakeNetwork
 from sandboxd.runtime.fake import FakeRuntime
+from tunnel_kit import tunnel
 
-NAMES = ("slot", "rootfs", "egress", "launch", "guest", "entrypoint")
+NAMES = ("slot", "rootfs", "egress", "tunnels", "launch", "guest", "entrypoint")
 
 
 class Bench:
@@ -36,13 +40,15 @@ class Bench:
             "slot": SlotHook(network, points),
             "rootfs": RootfsHook(world.images, upper, points),
             "egress": EgressHook(network, points),
+            "tunnels": TunnelsHook(network, points),
             "launch": LaunchHook(
                 runtime, clock, points, upper_dir=upper, guest_dir=Path("/guest"), backstop_margin_seconds=60
             ),
             "guest": GuestHook(runtime, clock, os.urandom, points, resolvers=("1.1.1.1",), backstop_margin_seconds=60),
             "entrypoint": EntrypointHook(runtime, points),
         }
-        spec = a_spec(world, env={}, entrypoint=["sleep", "10000"])
+        ways = [tunnel("tcp"), tunnel("udp", letter="b"), tunnel("http", None, letter="c")]
+        spec = a_spec(world, env={}, entrypoint=["sleep", "10000"], tunnels=ways)
         sandbox_id = a_sandbox_id()
         self.parts = Parts(
             sandbox_id=sandbox_id,
@@ -66,6 +72,7 @@ class Bench:
         self.world.points.at("")
         for hook in reversed(self.hooks.values()):
             await hook.cleanup(self.parts)
+        assert self.network.tunnels == {}
 
 
 @pytest.fixture
@@ -74,7 +81,7 @@ async def bench(tmp_path: Path) -> Bench:
 
 
 def steps_of(wanted: Callable[[str], bool]) -> list[tuple[str, str]]:
-    hooks = (SlotHook, RootfsHook, EgressHook, LaunchHook, GuestHook)
+    hooks = (SlotHook, RootfsHook, EgressHook, TunnelsHook, LaunchHook, GuestHook)
     return [(hook.name, step) for hook in hooks for step in hook.steps if wanted(step)]
 
 
@@ -83,6 +90,8 @@ CLEANING = {"slot.release", "slot.released", "rootfs.remove", "rootfs.unlease", 
     "launch.remove",
     "launch.removed",
     "guest.close",
+    "tunnels.close",
+    "tunnels.closed",
 }
 
 
@@ -199,7 +208,7 @@ async def test_a_claimed_one_is_like_a_prepared_one(bench: Bench) -> None:
 
 
 def ready_steps() -> list[tuple[str, str]]:
-    hooks = (SlotHook, RootfsHook, EgressHook, LaunchHook, GuestHook, EntrypointHook)
+    hooks = (SlotHook, RootfsHook, EgressHook, TunnelsHook, LaunchHook, GuestHook, EntrypointHook)
     return [(hook.name, step) for hook in hooks for step in hook.ready_steps]
 
 
@@ -226,6 +235,28 @@ async def test_broken_off_while_made_ready_or_claimed(bench: Bench, name: str, s
 async def test_hooks_in_use_are_not_pulled_from_under_a_launch(bench: Bench) -> None:
     assert bench.hooks["slot"].safe_after == {"launch"}
     assert bench.hooks["rootfs"].safe_after == {"launch"}
+
+
+async def test_raw_tunnels_are_open_before_it_runs_and_the_gateways_are_only_kept(
+    bench: Bench,
+) -> None:
+    await bench.up_to("launch")
+    ports = [each.public_port for each in bench.parts.spec.tunnels]
+    assert ports[2] is None
+    assert ports[:2] == [tunnel.public_port for _, tunnel in bench.network.tunnels.values()]
+    assert len({*ports}) == 3
+    await bench.hooks["tunnels"].recover(bench.parts)
+    assert [each.public_port for each in bench.parts.spec.tunnels] == ports
+    await bench.undo_all()
+
+
+async def test_a_node_without_a_public_port_left_says_so(bench: Bench) -> None:
+    await bench.up_to("tunnels")
+    bench.network.fail("open_tunnel", NoPublicPortError("all are in use"))
+    with pytest.raises(ProblemError, match="no_capacity") as refusal:
+        await bench.hooks["tunnels"].prepare(bench.parts)
+    assert refusal.value.reason == "port_range_exhausted"
+    await bench.undo_all()
 
 
 async def test_nothing_runs_before_its_policy_is_true(bench: Bench) -> None:

@@ -21,6 +21,8 @@ ENDING = (
     "launch.kill",
     "launch.remove",
     "launch.removed",
+    "tunnels.close",
+    "tunnels.closed",
     "rootfs.remove",
     "rootfs.unlease",
     "rootfs.removed",

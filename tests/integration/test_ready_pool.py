@@ -31,6 +31,8 @@ CLAIMING = (
     "claim.written",
     "egress.apply",
     "egress.applied",
+    "tunnels.open",
+    "tunnels.opened",
     "launch.limit",
     "launch.limited",
     "guest.init",

@@ -88,7 +88,7 @@ class _Connection(RequestHandler):
         """Let a client that has said all it had to say read its answer."""
         transport, parser = self.transport, self._parser
         pending = self._request_count > self._answered
-        if not pending or self._upgraded or transport is None or not transport.can_write_eof():
+        if not pending or self.has_switched or transport is None or not transport.can_write_eof():
             return None
         try:
             if parser is not None:
@@ -97,6 +97,11 @@ class _Connection(RequestHandler):
             return None  # in the middle of a body
         self.close()
         return True
+
+    @property
+    def has_switched(self) -> bool:
+        """Whether what comes is no longer HTTP."""
+        return bool(self._upgraded)  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType] - a bool
 
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
