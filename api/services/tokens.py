@@ -52,7 +52,7 @@ class Access(Open):
 
 
 class Token(Open):
-    """A token. `url` is what it opens, if it is bound to a port or a path."""
+    """A token. `url` is what it opens: the tunnel's or the file's address if it is bound, else the node's gateway."""
 
     token: str
     expires_at: Time
@@ -160,7 +160,7 @@ def _url(gateway: GatewayInfo, sandbox_id: str, body: CreateToken, token: str) -
     if body.path is not None:
         return f"{gateway.url}/v1/sandboxes/{sandbox_id}/files?path={quote(body.path, safe='/')}&{PARAMETER}={token}"
     if body.port is None:
-        return None
+        return gateway.url
     if gateway.domain is not None:
         base = host_of(gateway.url, gateway.domain, sandbox_id, body.port) + "/"
     elif gateway.by_path:
