@@ -18,6 +18,7 @@ import aiohttp
 import uvloop
 from aiohttp import web
 
+from fake_tunnels import FakeTunnels
 from live_stand import StandSandbox
 from sandboxd.app import files
 from sandboxd.app.bounds import Bounds
@@ -127,6 +128,7 @@ class FakeNode:
         self.requests: list[web.BaseRequest] = []
         self.cancelled: list[str] = []
         self.logs: dict[str, FakeLog] = {}
+        self.tunnels = FakeTunnels(lambda sandbox_id: self._alive(sandbox_id).report, self._keep)
         self._runner: web.AppRunner | None = None
 
     # Serving
@@ -136,6 +138,7 @@ class FakeNode:
         sandbox = "/v1/sandboxes/{id}"
         process = sandbox + "/processes/{process}"
         app.add_routes(self.routes)
+        app.add_routes(self.tunnels.routes())
         app.add_routes(
             [
                 web.put("/node/v1/sandboxes/{id}", self._ensure),
@@ -201,6 +204,7 @@ class FakeNode:
             incarnation=self.incarnation,
             full=full,
             address=f"unix:{self.socket}",
+            tunnel_host="node.test",
             capacity=self.capacity,
             used=Capacity(cpus=live, memory_mib=live * 1024, disk_mib=live * 8192, sandboxes=live),
             images=self.images,
@@ -262,6 +266,7 @@ class FakeNode:
                     started_at=now,
                     expires_at=None if seconds is None else now + timedelta(seconds=seconds),
                     last_active_at=now,
+                    tunnels=[self.tunnels.placed(each) for each in body.spec.tunnels],
                 ),
                 body,
             )
@@ -271,6 +276,9 @@ class FakeNode:
             self.switch.die -= 1
             _break(request)
         return _json(self.sandboxes[sandbox_id].report)
+
+    def _keep(self, report: SandboxReport) -> None:
+        self.sandboxes[report.id].report = report
 
     def _held(self, request: web.Request) -> Held:
         held = self.sandboxes.get(request.match_info["id"])

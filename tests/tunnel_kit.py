@@ -63,7 +63,7 @@ class Server:
         with contextlib.suppress(OSError):
             while True:
                 data, source = self._datagrams.recvfrom(65536)
-                if not data and self._datagrams.fileno() < 0:
+                if not source:  # shut down
                     return
                 self._datagrams.sendto(source[0].encode() + b" " + data, source)
 

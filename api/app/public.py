@@ -10,7 +10,20 @@ from starlette.types import ASGIApp
 from api.app.dispatch import Dispatcher
 from api.app.edge import Edge
 from api.config import VERSION
-from api.routes import files, history, later, node_reports, ports, processes, runs, sandboxes, service, sockets, tokens
+from api.routes import (
+    files,
+    history,
+    later,
+    node_reports,
+    ports,
+    processes,
+    runs,
+    sandboxes,
+    service,
+    sockets,
+    tokens,
+    tunnels,
+)
 from api.routes.answers import problem_answer
 from api.routes.operations import complete
 from api.services.platform import Platform
@@ -23,6 +36,7 @@ _ROUTERS: Final = (
     files.router,
     ports.router,
     tokens.router,
+    tunnels.router,
     history.router,
     runs.router,
     service.router,

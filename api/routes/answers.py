@@ -35,7 +35,8 @@ def sandbox_answer(platform: Platform, row: Sandbox, status: int = 200, *, repla
     if replayed:
         headers[REPLAYED] = "true"
     seen = platform.fleet.observed.get(row.id)
-    return json_answer(view(row, seen, platform.sources.now_us()), status, headers)
+    node = platform.fleet.report_of(row.node_id)
+    return json_answer(view(row, seen, platform.sources.now_us(), node), status, headers)
 
 
 def created_answer(

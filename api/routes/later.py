@@ -17,7 +17,6 @@ _BELOW_SANDBOX: Final = (
     "pause",
     "resume",
     "snapshot",
-    "tunnels",
 )
 _COLLECTIONS: Final = (
     "audit",

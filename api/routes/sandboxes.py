@@ -130,8 +130,8 @@ async def list_sandboxes(call: Read) -> Response:
         call.platform, call.caller, wanted, cursor=cursor, descending=order == "desc", limit=limit
     )
     now_us = call.platform.sources.now_us()
-    observed = call.platform.fleet.observed
-    items = [view(row, observed.get(row.id), now_us) for row in page.items]
+    fleet = call.platform.fleet
+    items = [view(row, fleet.observed.get(row.id), now_us, fleet.report_of(row.node_id)) for row in page.items]
     return json_answer(SandboxList.model_construct(items=items, next_cursor=page.next_cursor))
 
 

@@ -7,7 +7,7 @@ from typing import Final
 import structlog
 
 from api.errors import NotImplementedProblem
-from api.services import idempotency, placement, reports, stopping
+from api.services import idempotency, placement, reports, stopping, tunnels
 from api.services.identity import Caller
 from api.services.node_client import NodeProblemError, NodeUnreachableError
 from api.services.platform import Platform
@@ -15,6 +15,7 @@ from api.services.requests import CreateSandbox, SandboxRequest
 from api.services.views import ended_problem
 from api.store import idempotency as key_store
 from api.store import sandboxes as store
+from api.store import tunnels as tunnel_store
 from api.store.db import Connection
 from api.store.idempotency import Claim, Key
 from api.store.sandboxes import Applied, Found
@@ -24,6 +25,7 @@ from sandboxd.contract.messages import EnsureSandbox, SandboxReport, SandboxSpec
 from sandboxd.contract.problems import ProblemError
 from sandboxd.contract.reasons import SandboxReason
 from sandboxd.contract.states import DesiredState, SandboxState
+from sandboxd.contract.tunnels import NodeTunnel
 
 _log = structlog.get_logger()
 
@@ -153,6 +155,8 @@ def _promise(
         if claim.outcome != "fresh":
             return claim
     found = store.insert_new(connection, project_id, sandbox, or_existing=or_existing)
+    if found.created:
+        tunnel_store.insert_all(connection, project_id, found.sandbox)
     if key is not None and not found.created:
         key_store.stand_for(connection, project_id, key, resource_id=found.sandbox.id)
         key_store.finish(connection, project_id, key, status=200)
@@ -203,10 +207,28 @@ def _spec(platform: Platform, caller: Caller, body: SandboxRequest) -> SandboxSp
         hostname=(body.name if isinstance(body, CreateSandbox) else None) or "sandbox",
         resources=body.resources.granted(),
         egress=body.egress_spec(caller.defaults),
+        tunnels=_tunnels(platform, caller, body),
         timeout_seconds=body.timeout_seconds,
         idle_timeout_seconds=body.idle_timeout_seconds,
         idle_ignores_processes=body.idle_ignores_processes,
     )
+
+
+def _tunnels(platform: Platform, caller: Caller, body: SandboxRequest) -> list[NodeTunnel]:
+    """Return the tunnels asked for, with their ids."""
+    asked = body.tunnels if isinstance(body, CreateSandbox) else []
+    if not asked:
+        return []
+    caller.require("tunnels", write=True)
+    for spec in asked:
+        tunnels.check_server_name(spec)
+    sources = platform.sources
+    at = sources.now_us()
+    # A microsecond apart, so that they are listed in the order in which they were asked for.
+    return [
+        NodeTunnel(**spec.model_dump(), id=new_id("tun", sources.random_bytes), created_at_us=at + place)
+        for place, spec in enumerate(asked)
+    ]
 
 
 def _place(platform: Platform, spec: SandboxSpec, tried: frozenset[str]) -> str:

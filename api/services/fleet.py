@@ -101,6 +101,11 @@ class Fleet:
         member = self.members.get(home.node_id)
         return None if member is None or member.silent else member.address
 
+    def report_of(self, node_id: str) -> NodeReport | None:
+        """Return what a node last said of itself."""
+        member = self.members.get(node_id)
+        return None if member is None else member.report
+
     def views(self) -> list[NodeView]:
         """Return every node with a report, as placement sees it."""
         return [view for member in self.members.values() if (view := _view(member)) is not None]

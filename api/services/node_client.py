@@ -20,12 +20,15 @@ from yarl import URL
 from sandboxd.contract.messages import EnsureSandbox, PatchSandbox, SandboxReport
 from sandboxd.contract.problems import CODES, MEDIA_TYPE, ProblemError
 from sandboxd.contract.trust import Accepted, Trust
+from sandboxd.contract.tunnels import PutTunnel, TunnelReport, TunnelReportList
 
 REQUEST_ID: Final = "Sandlot-Request-Id"
 _READ_BUFFER: Final = 512 * 1024
 _SLACK_SECONDS: Final = 5.0
 """A node ends its own work at the deadline; this long its answer may take."""
 _TRUST_SECONDS: Final = 2.0
+_TUNNEL_SECONDS: Final = 40.0
+"""A node waits some time for a sandbox that is on its way."""
 _BASE: Final = "http://node"
 _UNKNOWN: Final = frozenset({"internal", "operation_in_progress", "sandbox_not_ready"})
 """Problems that do not say what has become of the sandbox."""
@@ -119,8 +122,20 @@ class NodeClient:
 
     async def trust(self, address: str, trust: Trust) -> None:
         """Say what is to be believed of tokens."""
-        payload = await self._ask(address, "PUT", "/node/v1/trust", seconds=_TRUST_SECONDS, body=trust)
+        payload = await self._send(address, "PUT", "/node/v1/trust", seconds=_TRUST_SECONDS, body=trust)
         _parse(Accepted, payload)
+
+    async def put_tunnel(self, address: str, sandbox_id: str, tunnel_id: str, body: PutTunnel) -> TunnelReport:
+        path = f"/node/v1/sandboxes/{sandbox_id}/tunnels/{tunnel_id}"
+        return _parse(TunnelReport, await self._send(address, "PUT", path, seconds=_TUNNEL_SECONDS, body=body))
+
+    async def close_tunnel(self, address: str, sandbox_id: str, tunnel_id: str, *, epoch: int) -> None:
+        path = f"/node/v1/sandboxes/{sandbox_id}/tunnels/{tunnel_id}"
+        await self._send(address, "DELETE", path, seconds=_TUNNEL_SECONDS, query={"epoch": str(epoch)})
+
+    async def tunnels(self, address: str, sandbox_id: str) -> list[TunnelReport]:
+        path = f"/node/v1/sandboxes/{sandbox_id}/tunnels"
+        return _parse(TunnelReportList, await self._send(address, "GET", path, seconds=10)).items
 
     async def _call(
         self,
@@ -132,9 +147,9 @@ class NodeClient:
         body: BaseModel | None = None,
         query: dict[str, str] | None = None,
     ) -> SandboxReport:
-        return _parse(SandboxReport, await self._ask(address, method, path, seconds=seconds, body=body, query=query))
+        return _parse(SandboxReport, await self._send(address, method, path, seconds=seconds, body=body, query=query))
 
-    async def _ask(
+    async def _send(
         self,
         address: str,
         method: str,
@@ -144,6 +159,7 @@ class NodeClient:
         body: BaseModel | None = None,
         query: dict[str, str] | None = None,
     ) -> bytes:
+        """Return the body of a good answer."""
         data = None if body is None else body.model_dump_json(exclude_unset=method == "PATCH").encode()
         headers = None if body is None else {"Content-Type": "application/json"}
         try:
@@ -160,7 +176,7 @@ class NodeClient:
 
 
 def _understand(answer: aiohttp.ClientResponse, payload: bytes) -> bytes:
-    if answer.status == 200:
+    if answer.status in {200, 204}:
         return payload
     if answer.content_type == MEDIA_TYPE:
         body = _parse(_Problem, payload)

@@ -7,6 +7,7 @@ from pydantic import ConfigDict, Field, StringConstraints, WithJsonSchema, field
 from sandboxd.contract.ids import ImageId
 from sandboxd.contract.messages import EgressSpec, Entrypoint, Resources
 from sandboxd.contract.processes import MAX_TIMEOUT_SECONDS, PathText, RunSpec, Strict, UserName
+from sandboxd.contract.tunnels import MAX_CIDRS, MAX_TUNNELS, Cidr, TunnelSpec, Visibility
 
 MAX_METADATA: Final = 64
 MAX_METADATA_BYTES: Final = 16 * 1024
@@ -106,21 +107,10 @@ class EgressPolicy(Strict):
         return next((f"egress.{name}" for name, value in rules.items() if value), None)
 
 
-class TunnelRequest(Strict):
-    """A way in."""
-
-    port: int | None = Field(ge=1, le=65535)
-    kind: Literal["tcp", "udp", "tls", "http"]
-    visibility: Literal["token", "public"] = "token"
-    allow_cidrs: list[str] = Field(default_factory=list, max_length=64)
-    server_name: str | None = None
-
-
 _LATER: Final = (
     "snapshot",
     "secret_env",
     "auto_resume",
-    "tunnels",
 )
 
 
@@ -199,7 +189,8 @@ class CreateSandbox(SandboxRequest):
     if_exists: Literal["error", "return"] = "error"
     entrypoint: Entrypoint | None = None
     """A command to run from the start; its end ends the sandbox. Null: nothing is run."""
-    tunnels: list[TunnelRequest] = Field(default_factory=list[TunnelRequest], max_length=64)
+    tunnels: list[TunnelSpec] = Field(default_factory=list[TunnelSpec], max_length=MAX_TUNNELS)
+    """Open before anything of it runs."""
     wait_seconds: float = Field(default=60, ge=0, le=MAX_WAIT_SECONDS)
     """How long the answer may wait for `running`."""
 
@@ -210,10 +201,13 @@ class CreateSandbox(SandboxRequest):
             raise ValueError(msg)
         return self
 
-    def later_feature(self) -> str | None:
-        if self.tunnels:
-            return "tunnels"
-        return super().later_feature()
+    @field_validator("tunnels")
+    @classmethod
+    def _one_tunnel_each(cls, tunnels: list[TunnelSpec]) -> list[TunnelSpec]:
+        if len({(tunnel.kind, tunnel.port) for tunnel in tunnels}) < len(tunnels):
+            msg = "two tunnels of one kind lead to the same port"
+            raise ValueError(msg)
+        return tunnels
 
 
 class RunFile(Strict):
@@ -279,6 +273,14 @@ class PatchSandboxRequest(Strict):
             "auto_resume": self.auto_resume,
         }
         return next((name for name, is_asked in asked.items() if is_asked), None)
+
+
+class PatchTunnel(Strict):
+    """Merge patch of a tunnel. Absent: unchanged."""
+
+    visibility: Visibility = "token"
+    allow_cidrs: Annotated[list[Cidr], Field(max_length=MAX_CIDRS)] = Field(default_factory=list[str])
+    """Whole, not added to what was there; empty: from everywhere."""
 
 
 class ExtendSandbox(Strict):

@@ -1,14 +1,15 @@
 """Sandboxes as callers see them: the row, with what its node last said."""
 
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from pydantic import BaseModel, Field
 
 from api.errors import SandboxEndedError
+from api.services.tunnel_views import Tunnel, views_of
 from api.store.tables import Sandbox as Row
 from sandboxd.contract.ids import ImageId, SandboxId, entrypoint_process_id
-from sandboxd.contract.messages import ImageRef, Resources, SandboxReport
+from sandboxd.contract.messages import ImageRef, NodeReport, Resources, SandboxReport
 from sandboxd.contract.processes import Open, Time, render_time
 from sandboxd.contract.reasons import SandboxReason, after_end
 from sandboxd.contract.states import DesiredState, SandboxState
@@ -72,7 +73,7 @@ class Sandbox(Open):
     remaining_seconds: float | None
     last_active_at: Time | None
     egress: EgressState
-    tunnels: list[dict[str, Any]] = Field(default_factory=list[dict[str, Any]])
+    tunnels: list[Tunnel] = Field(default_factory=list[Tunnel])
     created_at: Time
     started_at: Time | None
     paused_at: Time | None
@@ -94,8 +95,8 @@ def rendered_time(us: int) -> str:
     return render_time(_EPOCH + timedelta(microseconds=us))
 
 
-def view(row: Row, seen: SandboxReport | None, now_us: int) -> Sandbox:
-    """Render a row; `seen` is what its node last said."""
+def view(row: Row, seen: SandboxReport | None, now_us: int, node: NodeReport | None = None) -> Sandbox:
+    """Render a row; `seen` is what its node last said of it, `node` what it last said of itself."""
     state = SandboxState(row.state)
     ended = row.ended_at is not None
     remaining = None if row.expires_at is None or ended else max(0.0, (row.expires_at - now_us) / 1e6)
@@ -137,7 +138,7 @@ def view(row: Row, seen: SandboxReport | None, now_us: int) -> Sandbox:
         remaining_seconds=remaining,
         last_active_at=active,
         egress=egress,
-        tunnels=[],
+        tunnels=views_of(row, seen, node),
         created_at=time_of(row.created_at),
         started_at=time_of(row.started_at),
         paused_at=time_of(row.paused_at),

@@ -110,6 +110,32 @@ class SandboxTable(Sandbox, table=True):
     )
 
 
+class Tunnel(SQLModel):
+    """A way in that was asked for. What has become of it is the node's to say."""
+
+    id: str = Field(primary_key=True)
+    sandbox_id: str = Field(foreign_key="sandboxes.id", ondelete="CASCADE")
+    project_id: str = Field(foreign_key="projects.id", index=True)
+    port: int
+    """0: every port that has no tunnel of its own."""
+    kind: str
+    visibility: str
+    allow_cidrs: list[str] = Field(default_factory=list, sa_type=JSON)
+    server_name: str | None = None
+    created_at: int = Field(sa_type=BigInteger)
+
+
+class TunnelTable(Tunnel, table=True):
+    """Tunnels."""
+
+    __tablename__ = "tunnels"  # pyright: ignore[reportAssignmentType] - SQLModel takes a plain string
+    __table_args__ = (
+        CheckConstraint("kind IN ('tcp', 'udp', 'tls', 'http')", name="tunnel_kind"),
+        CheckConstraint("visibility IN ('token', 'public')", name="tunnel_visibility"),
+        Index("tunnels_to", "sandbox_id", "kind", "port", unique=True),
+    )
+
+
 class IdempotencyKey(SQLModel):
     """That a request was made. No body: a keyed hash of it, and the id of what came out."""
 
@@ -159,6 +185,7 @@ def _table(model: type[SQLModel]) -> Table:
 PROJECTS: Final = _table(ProjectTable)
 API_KEYS: Final = _table(ApiKeyTable)
 SANDBOXES: Final = _table(SandboxTable)
+TUNNELS: Final = _table(TunnelTable)
 IDEMPOTENCY_KEYS: Final = _table(IdempotencyKeyTable)
 NODES: Final = _table(NodeTable)
 METADATA: Final = SQLModel.metadata

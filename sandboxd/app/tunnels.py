@@ -54,7 +54,7 @@ class _Calls:
         sandbox_id, tunnel_id = _ids(request)
         Query(request).check()
         asked = await _body(request)
-        tunnel = await self._tunnels.put(sandbox_id, tunnel_id, asked.tunnel, asked.epoch)
+        tunnel = await self._tunnels.put(sandbox_id, tunnel_id, asked)
         return json_answer((await self._reports(sandbox_id, [tunnel])).items[0])
 
     async def one(self, request: web.Request) -> web.Response:

@@ -100,6 +100,8 @@ class NodeTunnel(TunnelSpec):
     id: TunnelId
     public_port: Annotated[int, Field(ge=1, le=65535)] | None = None
     """Of the node, for `tcp` and `udp`; null until the node has picked it."""
+    created_at_us: Annotated[int, Field(ge=0, le=2**60)] = 0
+    """When it was first asked for, by the api's clock."""
 
 
 class PutTunnel(Strict):
@@ -107,6 +109,7 @@ class PutTunnel(Strict):
 
     epoch: Annotated[int, Field(ge=0, le=_EPOCH_MOST)]
     tunnel: TunnelSpec
+    created_at_us: Annotated[int, Field(ge=0, le=2**60)] = 0
 
 
 class TunnelReport(Open):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import structlog
 
 from sandboxd.contract.problems import ProblemError
-from sandboxd.contract.tunnels import MAX_TUNNELS, RAW_KINDS, NodeTunnel, TunnelSpec
+from sandboxd.contract.tunnels import MAX_TUNNELS, RAW_KINDS, NodeTunnel, PutTunnel, TunnelSpec
 from sandboxd.errors import LedgerError, not_ready, stopping
 from sandboxd.hooks.tunnels import open_one
 from sandboxd.manager.manager import Manager
@@ -34,18 +34,23 @@ class Tunnels:
         runner = self._manager.runners.get(sandbox_id)
         return () if runner is None or runner.life.verdict is not None else runner.life.record.spec.tunnels
 
-    async def put(self, sandbox_id: str, tunnel_id: str, asked: TunnelSpec, epoch: int) -> NodeTunnel:
+    async def put(self, sandbox_id: str, tunnel_id: str, asked: PutTunnel) -> NodeTunnel:
         """Have a tunnel so; whoever it no longer allows has been cut off when this returns.
 
         Raises what `Manager.ready` raises, `already_exists`, `invalid_request`, `no_capacity`, `disk_full`.
         """
-        await self._manager.require_epoch(epoch)
+        await self._manager.require_epoch(asked.epoch)
         life = await self._manager.ready(sandbox_id)
         async with self._changing:
             present = life.record.spec.tunnels
             known = next((tunnel for tunnel in present if tunnel.id == tunnel_id), None)
-            _check(present, known, tunnel_id, asked)
-            wanted = NodeTunnel(**asked.model_dump(), id=tunnel_id, public_port=known.public_port if known else None)
+            _check(present, known, tunnel_id, asked.tunnel)
+            wanted = NodeTunnel(
+                **asked.tunnel.model_dump(),
+                id=tunnel_id,
+                public_port=known.public_port if known else None,
+                created_at_us=known.created_at_us if known else asked.created_at_us,
+            )
             if known is not None and wanted == known:
                 return known
             tunnel = await self._open(life, wanted)

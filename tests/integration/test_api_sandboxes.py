@@ -89,7 +89,6 @@ async def test_a_compressed_body_is_refused(stand: Stand) -> None:
         ({"auto_resume": True}, "auto_resume"),
         ({"egress": {"mode": "allowlist", "allow": ["example.com"]}}, "egress.allowlist"),
         ({"egress": {"mode": "open", "deny": ["example.com"]}}, "egress.deny"),
-        ({"tunnels": [{"port": 80, "kind": "http"}]}, "tunnels"),
         ({"resources": {"gpu": {"model": "x"}}}, "gpu"),
         ({"snapshot": "snp"}, "snapshot"),
     ],

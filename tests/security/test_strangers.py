@@ -47,6 +47,8 @@ BODIES: Final[dict[str, Any]] = {
     "move": {"from": "/tmp/x", "to": "/tmp/y"},
     "extend": {"timeout_seconds": 60},
     "tokens": {"scopes": ["files"]},
+    "tunnels": {"port": 80, "kind": "tcp"},
+    "{tunnel_id}": {"allow_cidrs": ["192.0.2.0/24"]},
     "{sandbox_id}": {"metadata": {"a": "b"}},
 }
 
@@ -60,19 +62,23 @@ async def stand(tmp_path: Path) -> AsyncGenerator[Stand]:
 class Target:
     """A sandbox of the root project with a process, aimed at by strangers."""
 
-    def __init__(self, sandbox_id: str, process_id: str) -> None:
+    def __init__(self, sandbox_id: str, process_id: str, tunnel_id: str) -> None:
         self.sandbox_id = sandbox_id
         self.process_id = process_id
+        self.tunnel_id = tunnel_id
 
     def path(self, template: str) -> str:
-        return template.format(sandbox_id=self.sandbox_id, process_id=self.process_id, code="internal")
+        return template.format(
+            sandbox_id=self.sandbox_id, process_id=self.process_id, tunnel_id=self.tunnel_id, code="internal"
+        )
 
 
 @pytest.fixture
 async def target(stand: Stand) -> Target:
     sandbox = await stand.root.create(name="mine", metadata={"owner": "root"})
     process = await stand.root.call("POST", f"/v1/sandboxes/{sandbox['id']}/processes", {"argv": ["cat"]})
-    return Target(sandbox["id"], process.expect(201)["id"])
+    tunnel = await stand.root.call("POST", f"/v1/sandboxes/{sandbox['id']}/tunnels", {"port": 22, "kind": "tcp"})
+    return Target(sandbox["id"], process.expect(201)["id"], tunnel.expect(201)["id"])
 
 
 async def attempt(stand: Stand, key: str | None, method: str, path: str, template: str, **options: Any) -> Answer:
@@ -116,7 +122,7 @@ async def test_anothers_sandbox_does_not_exist(stand: Stand, target: Target, met
     calls = len(stand.node.requests)
     stranger = await stand.new_key()
     there = await attempt(stand, stranger, method, target.path(template), template)
-    nowhere = Target(new_id("sbx", os.urandom), target.process_id)
+    nowhere = Target(new_id("sbx", os.urandom), target.process_id, target.tunnel_id)
     absent = await attempt(stand, stranger, method, nowhere.path(template), template)
     assert there.expect(404)["code"] == absent.expect(404)["code"] == "sandbox_not_found"
     assert set(there.body) == set(absent.body)
@@ -141,7 +147,7 @@ def area_of(template: str) -> str:
     """The scope's area: a route's last collection."""
     if "/processes" in template or template.endswith("}/run"):
         return "processes"
-    if template.endswith("/tokens"):
+    if "/tunnels" in template or template.endswith("/tokens"):
         return "tunnels"
     return "files" if template.split("/")[4:5] in FILE_COLLECTIONS else "sandboxes"
 

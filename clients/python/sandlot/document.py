@@ -37,6 +37,14 @@ class ResourcesRequest(TypedDict, total=False):
     max_processes: int
 
 
+class TunnelSpec(TypedDict, total=False):
+    port: int | None
+    kind: str
+    visibility: str
+    allow_cidrs: list[str]
+    server_name: str | None
+
+
 class CreateSandbox(TypedDict, total=False):
     image: str
     use_image_entrypoint: bool
@@ -55,6 +63,7 @@ class CreateSandbox(TypedDict, total=False):
     name: str | None
     if_exists: str
     entrypoint: list[str] | None
+    tunnels: list[TunnelSpec]
     wait_seconds: float
 
 
@@ -83,6 +92,26 @@ class SandboxImage(TypedDict, total=False):
     id: str
     reference: str
     digest: str
+
+
+class Tunnel(TypedDict, total=False):
+    id: str
+    sandbox_id: str
+    port: int | None
+    kind: str
+    visibility: str
+    allow_cidrs: list[str]
+    server_name: str | None
+    state: str
+    reason: str | None
+    message: str | None
+    host: str | None
+    public_port: int | None
+    url: str | None
+    path_url: str | None
+    in_bytes: int | None
+    out_bytes: int | None
+    created_at: str
 
 
 class CreatedSandbox(TypedDict, total=False):
@@ -118,7 +147,7 @@ class CreatedSandbox(TypedDict, total=False):
     remaining_seconds: float | None
     last_active_at: str | None
     egress: EgressState
-    tunnels: list[dict[str, Any]]
+    tunnels: list[Tunnel]
     created_at: str
     started_at: str | None
     paused_at: str | None
@@ -271,6 +300,11 @@ class PatchSandboxRequest(TypedDict, total=False):
     on_timeout: str
     on_idle: str
     paused_retention_seconds: int | None
+
+
+class PatchTunnel(TypedDict, total=False):
+    visibility: str
+    allow_cidrs: list[str]
 
 
 class Port(TypedDict, total=False):
@@ -523,7 +557,7 @@ class Sandbox(TypedDict, total=False):
     remaining_seconds: float | None
     last_active_at: str | None
     egress: EgressState
-    tunnels: list[dict[str, Any]]
+    tunnels: list[Tunnel]
     created_at: str
     started_at: str | None
     paused_at: str | None
@@ -556,9 +590,5 @@ class Token(TypedDict, total=False):
     url: str | None
 
 
-class TunnelRequest(TypedDict, total=False):
-    port: int | None
-    kind: str
-    visibility: str
-    allow_cidrs: list[str]
-    server_name: str | None
+class TunnelList(TypedDict, total=False):
+    items: list[Tunnel]

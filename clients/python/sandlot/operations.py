@@ -25,6 +25,7 @@ OPERATIONS: Final = {
         ("path", "path_base64", "user", "mode", "owner", "group", "modified_at", "recursive"),
         (),
     ),
+    "close_tunnel": Operation("DELETE", "/v1/sandboxes/{sandbox_id}/tunnels/{tunnel_id}", (), (), ()),
     "create_sandbox": Operation(
         "POST",
         "/v1/sandboxes",
@@ -47,6 +48,7 @@ OPERATIONS: Final = {
             "name",
             "if_exists",
             "entrypoint",
+            "tunnels",
             "wait_seconds",
         ),
         (),
@@ -81,6 +83,7 @@ OPERATIONS: Final = {
         (),
     ),
     "get_sandbox": Operation("GET", "/v1/sandboxes/{sandbox_id}", ("wait_seconds", "wait_for"), (), ()),
+    "get_tunnel": Operation("GET", "/v1/sandboxes/{sandbox_id}/tunnels/{tunnel_id}", (), (), ()),
     "list_directory": Operation(
         "GET",
         "/v1/sandboxes/{sandbox_id}/directories",
@@ -99,6 +102,7 @@ OPERATIONS: Final = {
         (),
         (),
     ),
+    "list_tunnels": Operation("GET", "/v1/sandboxes/{sandbox_id}/tunnels", (), (), ()),
     "look_at_file": Operation("HEAD", "/v1/sandboxes/{sandbox_id}/files", ("path", "path_base64", "user"), (), ()),
     "make_directory": Operation(
         "PUT", "/v1/sandboxes/{sandbox_id}/directories", (), ("path", "path_base64", "user", "mode", "parents"), ()
@@ -109,6 +113,13 @@ OPERATIONS: Final = {
         (),
         ("from", "from_base64", "to", "to_base64", "overwrite", "user"),
         (),
+    ),
+    "open_tunnel": Operation(
+        "POST",
+        "/v1/sandboxes/{sandbox_id}/tunnels",
+        (),
+        ("port", "kind", "visibility", "allow_cidrs", "server_name"),
+        ("port", "kind"),
     ),
     "patch_sandbox": Operation(
         "PATCH",
@@ -124,6 +135,9 @@ OPERATIONS: Final = {
             "paused_retention_seconds",
         ),
         (),
+    ),
+    "patch_tunnel": Operation(
+        "PATCH", "/v1/sandboxes/{sandbox_id}/tunnels/{tunnel_id}", (), ("visibility", "allow_cidrs"), ()
     ),
     "read_archive": Operation(
         "GET", "/v1/sandboxes/{sandbox_id}/archive", ("path", "path_base64", "user", "format", "exclude"), (), ()
