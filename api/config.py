@@ -25,6 +25,10 @@ class Settings(BaseSettings):
     """The address of the public listener."""
     api_port: int = Field(default=7070, ge=0, le=65535)
     """0: a free one; `<data>/api/url` says which."""
+    api_tls_certificate: Path | None = None
+    """A PEM file with the chain; with it the public listener speaks TLS. Read again when it changes."""
+    api_tls_key: Path | None = None
+    """The PEM file with its key, readable by the api's user."""
     api_metrics_port: int | None = Field(default=None, ge=0, le=65535)
     """A listener of its own for /metrics, without a key, on `api_host`."""
     api_socket: Path | None = None

@@ -32,7 +32,9 @@ class LauncherConfig(BaseSettings):
     api_host: str = "127.0.0.1"
     api_port: int = 7070
     gateway_host: str = "127.0.0.1"
+    """The address that the gateway listens on."""
     gateway_port: int = 7080
+    """The port of the gateway. 0: a free one; the api tells clients which."""
     log_mib: int = Field(default=16, ge=1, le=4096)
     """A program's log is turned over when it is larger than this."""
     log_files: int = Field(default=4, ge=0, le=99)

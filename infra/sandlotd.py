@@ -13,6 +13,7 @@ from infra.config import LauncherConfig
 from infra.doctor import report
 from infra.launcher import account, box, programs
 from infra.launcher.account import LauncherError
+from infra.launcher.certificates import issue
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Sandlot on this machine.", pretty_exceptions_enable=False
@@ -62,6 +63,20 @@ def gateway() -> None:
         account.ensure_directories(config, account.ensure_account(config.api_user))
         _become(programs.gateway(config, os.environ).argv, config, home="/nonexistent")
     _become((sys.executable, "-m", "tunnels.gateway"), config, home="/nonexistent")
+
+
+@app.command()
+def certificates(
+    names: Annotated[list[str] | None, typer.Argument(help="Names and addresses beside localhost.")] = None,
+) -> None:
+    """Write certificates of a development CA for api and gateway, and say how to use them."""
+    account.require_root()
+    config = LauncherConfig()
+    issued = issue(config, names or [])
+    for program, files in issued.items():
+        print(f"SANDLOT_{program.upper()}_TLS_CERTIFICATE={files.certificate}")
+        print(f"SANDLOT_{program.upper()}_TLS_KEY={files.key}")
+    print(f"trust {config.data_dir / 'tls' / 'ca.pem'}, for example SSL_CERT_FILE=…", file=sys.stderr)
 
 
 @app.command()

@@ -36,6 +36,8 @@ class GatewayInfo(Strict):
     """Below it are the names `{port}-{sandbox}`."""
     by_path: bool = False
     """Whether `/s/{sandbox}/{port}/` is served."""
+    tls_port: int | None = Field(default=None, ge=1, le=65_535)
+    """Where `tls` tunnels are passed on."""
 
 
 class Accepted(Open):

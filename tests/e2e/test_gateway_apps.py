@@ -11,7 +11,6 @@ import httpx
 import pytest
 
 from harness import Platform
-from sandboxd.contract.ids import new_id
 
 PORT = 8000
 APP = r"""
@@ -48,11 +47,10 @@ Server(("127.0.0.1", 8000), Handler).serve_forever()
 
 
 def open_tunnel(platform: Platform, sandbox_id: str, **spec: Any) -> None:
-    with platform.node_http() as node:
-        epoch = node.get("/node/v1/report").json()["epoch"]
-        given = {"port": PORT, "kind": "http", **spec}
-        path = f"/node/v1/sandboxes/{sandbox_id}/tunnels/{new_id('tun', os.urandom)}"
-        node.put(path, json={"epoch": epoch, "tunnel": given}).raise_for_status()
+    answer = platform.http.post(f"/v1/sandboxes/{sandbox_id}/tunnels", json={"port": PORT, "kind": "http", **spec})
+    assert answer.status_code == 201, answer.text
+    assert answer.json()["url"] == f"http://{PORT}-{sandbox_id}.localhost:{platform.config.gateway_port}"
+    assert answer.json()["path_url"] == f"{platform.gateway_url}/s/{sandbox_id}/{PORT}/"
 
 
 @pytest.fixture(scope="module")

@@ -35,7 +35,7 @@ def verifier(*keys: SigningKey) -> Verifier:
 def refusal(token: str, *, now: float = NOW, by: Verifier | None = None) -> str:
     with pytest.raises(TokenError) as refused:
         (by or verifier()).check(token, now_seconds=now)
-    assert token not in str(refused.value) or not token
+    assert len(token) < 100 or token not in str(refused.value)
     return refused.value.reason
 
 

@@ -30,10 +30,10 @@ class GatewayConfig(BaseSettings):
     """Connections of clients at once."""
     gateway_connections_per_address: int = Field(default=1024, ge=1)
     """Of one address."""
-    tls_certificate: Path | None = None
-    """A PEM file with the chain, for api and gateway; read again when it changes. With `tls_key`."""
-    tls_key: Path | None = None
-    """The PEM file with its key; readable by the users of both programs."""
+    gateway_tls_certificate: Path | None = None
+    """A PEM file with the chain; with it the gateway speaks TLS. Read again when it changes."""
+    gateway_tls_key: Path | None = None
+    """The PEM file with its key, readable by the gateway's user."""
 
     @property
     def by_path(self) -> bool:

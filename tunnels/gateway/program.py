@@ -11,10 +11,12 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import structlog
 import uvloop
 
+from tunnels.certificates import Certificate
 from tunnels.gateway.config import GatewayConfig
 from tunnels.gateway.connections import Limits, Server
 from tunnels.gateway.handler import Handler, say_hello
 from tunnels.gateway.node import NodeLink
+from tunnels.gateway.passage import BUFFER_BYTES, Passage
 from tunnels.routing import Names
 
 _log = structlog.get_logger()
@@ -28,8 +30,9 @@ _DRAIN_SECONDS = 2.0
 async def serving(config: GatewayConfig) -> AsyncGenerator[str]:
     """Serve while inside; yields the address that clients are told."""
     async with AsyncExitStack() as stack:
+        certificate = _certificate(config)
         listener = _listen(config.gateway_host, config.gateway_port)
-        scheme = "http"
+        scheme = "http" if certificate is None else "https"
         url = config.gateway_url or _url(scheme, listener)
         node = NodeLink(config.node_dir)
         stack.push_async_callback(node.close)
@@ -37,17 +40,44 @@ async def serving(config: GatewayConfig) -> AsyncGenerator[str]:
         limits = Limits(most=config.gateway_connections, most_of_one=config.gateway_connections_per_address)
         server = Server(Handler(names, node, scheme), limits)
         loop = asyncio.get_running_loop()
-        accepting = await loop.create_server(server, sock=listener, backlog=_BACKLOG)
-        hello: dict[str, object] = {"url": url, "domain": names.domain, "by_path": names.by_path}
+        context = None if certificate is None else certificate.context
+        accepting = await loop.create_server(server, sock=listener, backlog=_BACKLOG, ssl=context)
+        passing = await _passing_tls(config, node, names, limits)
+        hello: dict[str, object] = {
+            "url": url,
+            "domain": names.domain,
+            "by_path": names.by_path,
+            "tls_port": None if passing is None else passing.sockets[0].getsockname()[1],
+        }
         group = await stack.enter_async_context(asyncio.TaskGroup())
-        greeting = group.create_task(say_hello(node, hello, every_seconds=_HELLO_SECONDS))
+        tasks = [group.create_task(say_hello(node, hello, every_seconds=_HELLO_SECONDS))]
+        if certificate is not None:
+            tasks.append(group.create_task(certificate.follow()))
         try:
             yield url
         finally:
-            greeting.cancel()
+            for task in tasks:
+                task.cancel()
             accepting.close()
+            if passing is not None:
+                passing.close()
             server.pre_shutdown()
             await server.shutdown(_DRAIN_SECONDS)
+
+
+def _certificate(config: GatewayConfig) -> Certificate | None:
+    if config.gateway_tls_certificate is None or config.gateway_tls_key is None:
+        return None
+    return Certificate(config.gateway_tls_certificate, config.gateway_tls_key)
+
+
+async def _passing_tls(config: GatewayConfig, node: NodeLink, names: Names, limits: Limits) -> asyncio.Server | None:
+    """Listen for what is passed on by its name, where a port is set for that."""
+    if config.gateway_tls_port is None:
+        return None
+    listener = _listen(config.gateway_host, config.gateway_tls_port)
+    passage = Passage(node, names, limits)
+    return await asyncio.start_server(passage.serve, sock=listener, backlog=_BACKLOG, limit=BUFFER_BYTES)
 
 
 def _listen(host: str, port: int) -> socket.socket:
