@@ -18,7 +18,7 @@ from tunnels.certificates import Certificate
 
 @pytest.fixture
 def issued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Issued]:
-    monkeypatch.setattr(account, "ensure_account", lambda _: account.pwd.getpwnam("root"))  # pyright: ignore[reportUnknownLambdaType, reportUnknownArgumentType, reportPrivateImportUsage] - stands for a function
+    monkeypatch.setattr(account, "ensure_account", lambda _: account.pwd.getpwnam("root"))  # pyright: ignore[reportUnknownLambdaType, reportUnknownArgumentType] - stands for a function
     return issue(LauncherConfig(data_dir=tmp_path), ["gw.example.com"])
 
 
