@@ -6,6 +6,7 @@ from typing import Any
 from stub_files import file_route
 from stub_process import StubProcess
 from stub_state import StubApi
+from stub_tunnels import tunnel_route
 from stub_wire import NOW, Answer, Request, problem
 
 
@@ -83,6 +84,8 @@ def _sandbox_route(  # noqa: C901, PLR0911 - a table
             if not api.tokens:
                 return 403, problem(403, "scope_required", required_scope="tunnels:write")
             return 201, {"token": api.tokens.pop(0), "expires_at": "2999-01-01T00:00:00Z", "scopes": []}
+        case [_, "tunnels", *tail]:
+            return tunnel_route(request, sandbox, tail)
         case _:
             return _inside_route(api, request, sandbox["id"], rest)
 

@@ -35,7 +35,6 @@ _PLANNED_FIELDS = {
     "use_image_entrypoint",
     "secret_env",
     "auto_resume",
-    "tunnels",
 }
 
 

@@ -1,13 +1,19 @@
 """Servers inside slots, and clients outside, for tests of tunnels."""
 
 import contextlib
+import os
+import secrets
 import socket
 import threading
 from collections.abc import Generator
+from ipaddress import IPv4Address, IPv4Interface
 from pathlib import Path
+from typing import Self
 
 from network_world import World
 from sandboxd.contract.tunnels import NodeTunnel
+from sandboxd.network.links import End, Links, Neighbour
+from sandboxd.network.netns import pin_here, unpin
 
 PATIENCE_SECONDS = 20
 SILENCE_SECONDS = 0.5
@@ -124,3 +130,53 @@ def _bind(address: str, port: int) -> socket.socket:
     bound = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     bound.bind((address, port))
     return bound
+
+
+class Outside:
+    """A namespace at the other end of a link to this machine: a client that is really somewhere else."""
+
+    def __init__(self, pin: Path) -> None:
+        self.pin = pin
+        number = secrets.randbelow(1 << 14) * 2
+        self.host = IPv4Interface(f"{IPv4Address('10.98.0.0') + number}/31")
+        """This machine's end."""
+        self.address = IPv4Interface(f"{IPv4Address('10.98.0.1') + number}/31")
+        self._link = f"out{secrets.token_hex(4)}"
+
+    def __enter__(self) -> Self:
+        World.do(None, lambda: pin_here(self.pin))
+        try:
+            self._wire()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with Links() as links:
+            link = links.find(self._link)
+            if link is not None:
+                links.delete(link.index)
+        unpin(self.pin)
+
+    def _wire(self) -> None:
+        near, far = bytes.fromhex("025e00000001"), bytes.fromhex("025e00000002")
+        handle = os.open(self.pin, os.O_RDONLY)
+        try:
+            with Links() as links:
+                links.make_veth(End(name=self._link, mac=near), End(name="eth0", mac=far), handle, 1500)
+                link = links.find(self._link)
+                assert link is not None
+                links.configure(link.index, address=self.host, neighbour=Neighbour(self.address.ip, far))
+        finally:
+            os.close(handle)
+
+        def inside() -> None:
+            with Links() as links:
+                links.configure(1)
+                there = Neighbour(self.host.ip, near)
+                eth0 = links.find("eth0")
+                assert eth0 is not None
+                links.configure(eth0.index, address=self.address, neighbour=there, gateway=there.address)
+
+        World.do(self.pin, inside)

@@ -27,6 +27,7 @@ NAMES = {
     "AsyncRoute": "Route",
     "AsyncRun": "Run",
     "AsyncSandbox": "Sandbox",
+    "AsyncTunnels": "Tunnels",
     "AsyncWebSocket": "WebSocket",
     "__aenter__": "__enter__",
     "__aexit__": "__exit__",

@@ -69,8 +69,8 @@ def test_a_dropping_chain_lets_us_through_once(iptables: Iptables, chain: tuple[
     coexistence.accept_forwarding(LINK, OWNER)
     coexistence.accept_forwarding(LINK, OWNER)
     ours = [rule for rule in iptables.rules("FORWARD") if OWNER in rule]
-    assert len(ours) == 2
-    assert iptables.rules("FORWARD")[:2] == ours
+    assert len(ours) == 3
+    assert iptables.rules("FORWARD")[:3] == ours
     assert coexistence.problems(LINK, OWNER) == []
     coexistence.withdraw(LINK, OWNER)
     coexistence.withdraw(LINK, OWNER)
@@ -81,7 +81,7 @@ def test_dockers_chain_is_preferred(iptables: Iptables) -> None:
     iptables.set(FORWARD=("DROP", ["-j DOCKER-USER"]), DOCKER_USER=("", []))
     coexistence.accept_forwarding(LINK, OWNER)
     assert iptables.rules("FORWARD") == ["-j DOCKER-USER"]
-    assert len(iptables.rules("DOCKER-USER")) == 2
+    assert len(iptables.rules("DOCKER-USER")) == 3
     coexistence.withdraw(LINK, OWNER)
     assert iptables.rules("DOCKER-USER") == []
 

@@ -403,6 +403,7 @@ BENCHMARKS: dict[str, Callable[[Platform, RawBox], Awaitable[list[Row]]]] = {
     "idle": idle,
     "images": images,
     **pool.benchmarks(client),
+    "tunnels": lambda platform, raw: importlib.import_module("raw_tunnels").tunnels(platform, raw),
     "sampling": lambda platform, raw: importlib.import_module("sampling").sampling(platform, raw),
 }
 

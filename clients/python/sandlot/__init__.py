@@ -15,6 +15,7 @@ from sandlot._async.connection import AsyncConnection
 from sandlot._async.files import AsyncFiles
 from sandlot._async.process import AsyncOutput, AsyncProcess, AsyncRun
 from sandlot._async.sandbox import AsyncSandbox
+from sandlot._async.tunnels import AsyncTunnels
 from sandlot._commands import Default
 from sandlot._sync.attachment import Attachment
 from sandlot._sync.client import Client
@@ -22,8 +23,9 @@ from sandlot._sync.connection import Connection
 from sandlot._sync.files import Files
 from sandlot._sync.process import Output, Process, Run
 from sandlot._sync.sandbox import Sandbox
+from sandlot._sync.tunnels import Tunnels
 from sandlot._version import __version__
-from sandlot.descriptions import ArchiveSummary, FileEvent, FileInfo, LogLine, Port, Sample
+from sandlot.descriptions import ArchiveSummary, FileEvent, FileInfo, LogLine, Port, Sample, Tunnel
 from sandlot.errors import (
     ApiError,
     AuthenticationError,
@@ -74,6 +76,7 @@ __all__ = [
     "AsyncProcess",
     "AsyncRun",
     "AsyncSandbox",
+    "AsyncTunnels",
     "Attachment",
     "AuthenticationError",
     "Client",
@@ -127,6 +130,8 @@ __all__ = [
     "ServerError",
     "StartError",
     "StdinClosedError",
+    "Tunnel",
+    "Tunnels",
     "UnreachableError",
     "UnsafeArchiveError",
     "__version__",

@@ -3,7 +3,7 @@
 import base64
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, cast
 
 from sandlot.errors import ProtocolError
 from sandlot.models import as_object, integer, number, parse_time, required, text
@@ -80,6 +80,57 @@ class FileEvent:
             is_directory=raw.get("is_directory") is True,
             at=parse_time(raw.get("at")),
         )
+
+
+@dataclass(frozen=True)
+class Tunnel:
+    """A way from outside to a port of a sandbox."""
+
+    id: str
+    kind: str
+    port: int | None
+    """Inside; None: every port that has no tunnel of its own."""
+    visibility: str
+    allow_cidrs: list[str]
+    state: str
+    message: str | None
+    """What keeps it from working, as far as the node can see."""
+    host: str | None
+    public_port: int | None
+    url: str | None
+    in_bytes: int | None
+    out_bytes: int | None
+    created_at: datetime | None
+    raw: dict[str, Any] = field(repr=False)
+
+    @classmethod
+    def parse(cls, value: object) -> "Tunnel":
+        """Read a tunnel. ProtocolError if it is none."""
+        raw = as_object(value)
+        allowed: object = raw.get("allow_cidrs")
+        return cls(
+            id=required(raw, "id"),
+            kind=required(raw, "kind"),
+            port=integer(raw, "port"),
+            visibility=text(raw, "visibility") or "",
+            allow_cidrs=[str(each) for each in cast("list[Any]", allowed)] if isinstance(allowed, list) else [],
+            state=text(raw, "state") or "",
+            message=text(raw, "message"),
+            host=text(raw, "host"),
+            public_port=integer(raw, "public_port"),
+            url=text(raw, "url"),
+            in_bytes=integer(raw, "in_bytes"),
+            out_bytes=integer(raw, "out_bytes"),
+            created_at=parse_time(raw.get("created_at")),
+            raw=raw,
+        )
+
+    @property
+    def address(self) -> str | None:
+        """Where to connect: `host:port`, or the URL of an http tunnel; None where nobody knows yet."""
+        if self.host is not None and self.public_port is not None:
+            return f"{self.host}:{self.public_port}"
+        return self.url
 
 
 @dataclass(frozen=True)

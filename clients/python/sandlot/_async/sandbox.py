@@ -11,6 +11,7 @@ from sandlot._async.connection import AsyncConnection
 from sandlot._async.files import AsyncFiles
 from sandlot._async.process import AsyncProcess, AsyncRun
 from sandlot._async.route import AsyncRoute
+from sandlot._async.tunnels import AsyncTunnels
 from sandlot._clock import async_shield, async_sleep
 from sandlot._commands import Default, Relay, asked, command_body, encode_input, iso, segment
 from sandlot._requests import Request
@@ -64,6 +65,8 @@ class AsyncSandbox:
         """The sandbox as last described by the API."""
         self.files = AsyncFiles(self._route)
         """Its files, with the rights of its user."""
+        self.tunnels = AsyncTunnels(client, self._path)
+        """Ways from outside to its ports."""
 
     @classmethod
     async def create(  # noqa: PLR0913 - one keyword for each field of the API

@@ -15,6 +15,7 @@ from sandlot._sync.connection import Connection
 from sandlot._sync.files import Files
 from sandlot._sync.process import Process, Run
 from sandlot._sync.route import Route
+from sandlot._sync.tunnels import Tunnels
 from sandlot.descriptions import LogLine, Port, Sample
 from sandlot.errors import (
     NotFoundError,
@@ -65,6 +66,8 @@ class Sandbox:
         """The sandbox as last described by the API."""
         self.files = Files(self._route)
         """Its files, with the rights of its user."""
+        self.tunnels = Tunnels(client, self._path)
+        """Ways from outside to its ports."""
 
     @classmethod
     def create(  # noqa: PLR0913 - one keyword for each field of the API

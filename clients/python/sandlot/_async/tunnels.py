@@ -1,0 +1,78 @@
+"""Tunnels: ways from outside to a port of a sandbox."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sandlot._async.client import AsyncClient
+from sandlot._commands import segment
+from sandlot._requests import Request
+from sandlot.descriptions import Tunnel
+from sandlot.ids import new_idempotency_key
+from sandlot.models import as_object, as_objects
+
+_SILENCE_SECONDS = 60.0
+"""Opening waits for a sandbox that is still starting."""
+
+
+class AsyncTunnels:
+    """The tunnels of one sandbox."""
+
+    def __init__(self, client: AsyncClient, path: str) -> None:
+        self._client = client
+        self._path = f"{path}/tunnels"
+
+    async def open(
+        self,
+        port: int | None,
+        kind: str = "tcp",
+        *,
+        allow_cidrs: Sequence[str] = (),
+        visibility: str | None = None,
+        server_name: str | None = None,
+    ) -> Tunnel:
+        """Open a tunnel to a port inside; the same again is the same tunnel.
+
+        `tcp` and `udp` are reached at `tunnel.address` by everybody, or from `allow_cidrs` only, and must be listened
+        for on 0.0.0.0. `tls` and `http` go through the gateway; `visibility` is of `http` alone, and so is port None.
+        """
+        given: dict[str, Any] = {
+            "allow_cidrs": list(allow_cidrs) or None,
+            "visibility": visibility,
+            "server_name": server_name,
+        }
+        body = {"port": port, "kind": kind} | {name: value for name, value in given.items() if value is not None}
+        request = Request(
+            "POST",
+            self._path,
+            body=body,
+            idempotency_key=new_idempotency_key(),
+            silence_seconds=_SILENCE_SECONDS,
+        )
+        return Tunnel.parse(await self._client.call(request))
+
+    async def list(self) -> "list[Tunnel]":
+        """Return what is open, the oldest first."""
+        answer = as_object(await self._client.call(Request("GET", self._path)))
+        return [Tunnel.parse(item) for item in as_objects(answer.get("items"))]
+
+    async def get(self, tunnel_id: str) -> Tunnel:
+        """Look one up by id, with the bytes that it has carried and what keeps it from working. NotFoundError."""
+        return Tunnel.parse(await self._client.call(Request("GET", self._one(tunnel_id))))
+
+    async def change(
+        self, tunnel_id: str, *, allow_cidrs: Sequence[str] | None = None, visibility: str | None = None
+    ) -> Tunnel:
+        """Say anew who may use it; whoever may not any more has been cut off when this returns."""
+        given: dict[str, Any] = {
+            "allow_cidrs": None if allow_cidrs is None else list(allow_cidrs),
+            "visibility": visibility,
+        }
+        body = {name: value for name, value in given.items() if value is not None}
+        return Tunnel.parse(await self._client.call(Request("PATCH", self._one(tunnel_id), body=body)))
+
+    async def close(self, tunnel_id: str) -> None:
+        """Close one: its connections are dead when this returns. NotFoundError if there is none."""
+        await self._client.call(Request("DELETE", self._one(tunnel_id), absence_is_success=True))
+
+    def _one(self, tunnel_id: str) -> str:
+        return f"{self._path}/{segment(tunnel_id)}"

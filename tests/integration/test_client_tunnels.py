@@ -1,0 +1,63 @@
+"""Tunnels through the client and the command line."""
+
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from cli_kit import sandlot
+from sandlot import Client, NotFoundError, RetryPolicy, Sandbox
+from stub_api import Fault, StubApi, running
+
+
+@pytest.fixture
+def api() -> Iterator[StubApi]:
+    with running() as api:
+        yield api
+
+
+def test_opened_listed_changed_closed(api: StubApi) -> None:
+    name = api.add_sandbox(name="box")["id"]
+    with Client(api.url, api.key, retries=RetryPolicy(attempts=3, first_seconds=0)) as client:
+        box = Sandbox.get(name, client=client)
+        ssh = box.tunnels.open(22, allow_cidrs=["192.0.2.0/24"])
+        assert (ssh.kind, ssh.port, ssh.allow_cidrs, ssh.address) == ("tcp", 22, ["192.0.2.0/24"], "stub.test:20000")
+        web = box.tunnels.open(None, "http", visibility="public")
+        assert (web.port, web.visibility, web.address) == (None, "public", "http://stub.test/s")
+        assert box.tunnels.open(22, allow_cidrs=["192.0.2.0/24"]) == ssh
+        assert box.tunnels.list() == [ssh, web]
+        assert box.tunnels.change(ssh.id, allow_cidrs=[]).allow_cidrs == []
+        assert box.tunnels.get(ssh.id).in_bytes == 1024
+        box.tunnels.close(ssh.id)
+        with pytest.raises(NotFoundError):
+            box.tunnels.get(ssh.id)
+    assert api.violations == []
+
+
+def test_a_lost_answer_to_a_close_is_asked_again_and_is_a_success(api: StubApi) -> None:
+    name = api.add_sandbox(name="box")["id"]
+    with Client(api.url, api.key, retries=RetryPolicy(attempts=3, first_seconds=0)) as client:
+        box = Sandbox.get(name, client=client)
+        ssh = box.tunnels.open(22)
+        api.faults = [Fault(f"DELETE /v1/sandboxes/{name}/tunnels/{ssh.id}", drop="after")]
+        box.tunnels.close(ssh.id)
+        with pytest.raises(NotFoundError):
+            box.tunnels.close(ssh.id)
+
+
+def test_the_commands(api: StubApi) -> None:
+    api.add_sandbox(name="box")
+    opened = sandlot(api, "tunnel", "open", "box", "5000", "--kind", "udp", "--allow", "192.0.2.0/24")
+    assert (opened.returncode, opened.stdout) == (0, b"stub.test:20000\n")
+    assert sandlot(api, "tunnel", "open", "box", "any", "-k", "http").stdout == b"http://stub.test/s\n"
+    listed = sandlot(api, "tunnel", "ls", "box").stdout.decode()
+    assert "stub.test:20000" in listed
+    assert "192.0.2.0/24" in listed
+    shown = json.loads(sandlot(api, "tunnel", "ls", "box", "--json").stdout)
+    assert [each["kind"] for each in shown] == ["udp", "http"]
+    closed = sandlot(api, "tunnel", "close", "box", "udp:5000", shown[1]["id"])
+    assert closed.stdout.decode().split() == [each["id"] for each in shown]
+    assert json.loads(sandlot(api, "tunnel", "ls", "box", "--json").stdout) == []
+    assert sandlot(api, "tunnel", "close", "box", "udp:5000").returncode == 1
+    assert sandlot(api, "tunnel", "open", "box", "0").returncode == 2
+    assert api.violations == []
