@@ -24,7 +24,6 @@ _PLANNED: dict[tuple[str, str], set[str]] = {
     ("GET", "dial"): {"port"},
     ("GET", "logs"): {"after", "process_id", "follow"},
     ("GET", "metrics"): {"start", "end", "step_seconds"},
-    ("POST", "tokens"): {"scopes", "expires_in_seconds", "port", "path", "identity"},
     ("GET", "attach"): {"after", "tail_bytes"},
 }
 

@@ -404,6 +404,7 @@ BENCHMARKS: dict[str, Callable[[Platform, RawBox], Awaitable[list[Row]]]] = {
     "images": images,
     **pool.benchmarks(client),
     "tunnels": lambda platform, raw: importlib.import_module("raw_tunnels").tunnels(platform, raw),
+    "gateway": lambda platform, raw: importlib.import_module("gateway").gateway(platform, raw),
     "sampling": lambda platform, raw: importlib.import_module("sampling").sampling(platform, raw),
 }
 
