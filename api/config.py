@@ -25,6 +25,10 @@ class Settings(BaseSettings):
     """The address of the public listener."""
     api_port: int = Field(default=7070, ge=0, le=65535)
     """0: a free one; `<data>/api/url` says which."""
+    api_tls_certificate: Path | None = None
+    """A PEM file with the chain; with it the public listener speaks TLS. Read again when it changes."""
+    api_tls_key: Path | None = None
+    """The PEM file with its key, readable by the api's user."""
     api_metrics_port: int | None = Field(default=None, ge=0, le=65535)
     """A listener of its own for /metrics, without a key, on `api_host`."""
     api_socket: Path | None = None
@@ -45,6 +49,8 @@ class Settings(BaseSettings):
     """How long a log is kept after the end of its sandbox."""
     record_days: int = Field(default=30, ge=1)
     """How long the record of an ended sandbox stays readable."""
+    token_key_days: float = Field(default=30, gt=0)
+    """How long a key signs sandbox tokens before the next one does."""
     api_drain_seconds: int = Field(default=5, ge=0)
     """How long open answers may go on after a stop was asked for."""
 

@@ -27,8 +27,14 @@ class LauncherConfig(BaseSettings):
     runsc: Path | None = None
     api_user: str = "sandlot"
     """The api runs as this system user; its group may open the node's socket."""
+    gateway_user: str = "sandlot-gateway"
+    """The gateway runs as this system user, which owns nothing."""
     api_host: str = "127.0.0.1"
     api_port: int = 7070
+    gateway_host: str = "127.0.0.1"
+    """The address that the gateway listens on."""
+    gateway_port: int = 7080
+    """The port of the gateway. 0: a free one; the api tells clients which."""
     log_mib: int = Field(default=16, ge=1, le=4096)
     """A program's log is turned over when it is larger than this."""
     log_files: int = Field(default=4, ge=0, le=99)
@@ -57,6 +63,11 @@ class LauncherConfig(BaseSettings):
     @property
     def node_socket(self) -> Path:
         return self.sockets_dir / "sandboxd.sock"
+
+    @property
+    def gateway_sockets_dir(self) -> Path:
+        """Where the node listens for the gateway."""
+        return self.run_dir / "gateway"
 
     @property
     def api_socket(self) -> Path:

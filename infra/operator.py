@@ -138,7 +138,8 @@ def _uninstall(
     print("removed")
     if not purge:
         print(f"its data is still in {config.data_dir}; --purge removes that too")
-    print(f"the user {config.api_user} stays: 'userdel {config.api_user}' removes it")
+    for user in (config.api_user, config.gateway_user):
+        print(f"the user {user} stays: 'userdel {user}' removes it")
 
 
 def _key_new(

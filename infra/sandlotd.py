@@ -13,6 +13,7 @@ from infra.config import LauncherConfig
 from infra.doctor import report
 from infra.launcher import account, box, programs
 from infra.launcher.account import LauncherError
+from infra.launcher.certificates import issue
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Sandlot on this machine.", pretty_exceptions_enable=False
@@ -52,6 +53,30 @@ def api() -> None:
         box.undo_restore(config)
         _become(programs.api(config, os.environ).argv, config, home=str(config.api_data_dir))
     _become((sys.executable, "-m", "api"), config, home=str(config.api_data_dir))
+
+
+@app.command()
+def gateway() -> None:
+    """Run the gateway alone, in the foreground; as root it gives root up first."""
+    config = LauncherConfig()
+    if os.geteuid() == 0:
+        account.ensure_directories(config, account.ensure_account(config.api_user))
+        _become(programs.gateway(config, os.environ).argv, config, home="/nonexistent")
+    _become((sys.executable, "-m", "tunnels.gateway"), config, home="/nonexistent")
+
+
+@app.command()
+def certificates(
+    names: Annotated[list[str] | None, typer.Argument(help="Names and addresses beside localhost.")] = None,
+) -> None:
+    """Write certificates of a development CA for api and gateway, and say how to use them."""
+    account.require_root()
+    config = LauncherConfig()
+    issued = issue(config, names or [])
+    for program, files in issued.items():
+        print(f"SANDLOT_{program.upper()}_TLS_CERTIFICATE={files.certificate}")
+        print(f"SANDLOT_{program.upper()}_TLS_KEY={files.key}")
+    print(f"trust {config.data_dir / 'tls' / 'ca.pem'}, for example SSL_CERT_FILE=…", file=sys.stderr)
 
 
 @app.command()

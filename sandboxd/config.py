@@ -56,6 +56,10 @@ class NodeConfig(BaseSettings):
     """Where the api listens for reports; default `<run>/api/api.sock`."""
     node_socket: Path | None = None
     """Where the node listens for the api; default `<run>/api/sandboxd.sock`."""
+    gateway_user: str = "sandlot-gateway"
+    """The user the gateway runs as; it, root and the agent's own user may bring it clients' calls."""
+    token_silence_seconds: float = Field(default=30, gt=0)
+    """How long sandbox tokens are believed when the api falls silent: keys may have been revoked meanwhile."""
     node_metrics_port: int | None = Field(default=None, ge=1, le=65535)
     """A listener for the node's /metrics, without a key, on `node_metrics_host`."""
     node_metrics_host: str = "127.0.0.1"
@@ -181,6 +185,11 @@ class NodeConfig(BaseSettings):
     def node_socket_path(self) -> Path:
         """Where the node listens."""
         return self.node_socket or self.run_dir / "api" / "sandboxd.sock"
+
+    @property
+    def gateway_dir(self) -> Path:
+        """Where the gateway finds the node's two sockets for it."""
+        return self.run_dir / "gateway"
 
     @property
     def history_dir(self) -> Path:

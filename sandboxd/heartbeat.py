@@ -14,6 +14,7 @@ from sandboxd.contract.messages import NodeReport, ReportAnswer
 from sandboxd.contract.problems import ProblemError
 from sandboxd.manager.manager import Manager
 from sandboxd.manager.reports import Reporter
+from sandboxd.trust import TrustStore
 
 _log = structlog.get_logger(__name__)
 
@@ -93,12 +94,20 @@ class Heartbeat:
     """Sends for ever; sandboxes do not depend on it."""
 
     def __init__(
-        self, manager: Manager, reporter: Reporter, link: ApiLink, clock: Clock, *, every_seconds: float
+        self,
+        manager: Manager,
+        reporter: Reporter,
+        link: ApiLink,
+        clock: Clock,
+        trust: TrustStore,
+        *,
+        every_seconds: float,
     ) -> None:
         self._manager = manager
         self._reporter = reporter
         self._link = link
         self._clock = clock
+        self._trust = trust
         self._every_seconds = every_seconds
         self._pause_seconds = _FIRST_PAUSE_SECONDS
         self._reachable: bool | None = None
@@ -139,6 +148,10 @@ class Heartbeat:
 
     async def _send(self, report: NodeReport) -> None:
         answer = await self._link.send(report)
+        if answer.trust is not None:
+            self._trust.learn(answer.trust)
+        else:
+            self._trust.heard()
         try:
             await self._manager.meet_epoch(answer.epoch)
         except ProblemError as error:

@@ -48,6 +48,7 @@ from sandboxd.contract.problems import ProblemError
 from sandboxd.contract.processes import Process, ProcessList, ProcessSpec, RunResult, RunSpec, SignalSpec, StdinResult
 from sandboxd.contract.reasons import ProcessReason, SandboxReason
 from sandboxd.contract.states import TERMINAL, ProcessState, SandboxState
+from sandboxd.contract.trust import Accepted, GatewayInfo, Trust
 from sandboxd.contract.validation import invalid
 from sandboxd.guest_client.fake import FakeGuest
 
@@ -128,6 +129,8 @@ class FakeNode:
         self.tombs: dict[str, int] = {}
         self.switch = Switches()
         self.epoch = 0
+        self.gateway: GatewayInfo | None = None
+        self.trusts: list[Trust] = []
         self.sequence = 0
         self.incarnation = os.urandom(8).hex()
         self.capacity = Capacity(cpus=cpus, memory_mib=1 << 40, disk_mib=1 << 40, sandboxes=1 << 30)
@@ -153,6 +156,7 @@ class FakeNode:
             [
                 web.put("/node/v1/sandboxes/{id}", self._ensure),
                 web.get("/node/v1/sandboxes/{id}", self._get),
+                web.put("/node/v1/trust", self._trust),
                 web.patch("/node/v1/sandboxes/{id}", self._patch),
                 web.delete("/node/v1/sandboxes/{id}", self._stop),
                 web.put("/node/v1/sandboxes/{id}/egress", self._put_egress),
@@ -188,7 +192,8 @@ class FakeNode:
     async def _problems(
         self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
-        self.requests.append(request)
+        if request.path != "/node/v1/trust":  # not sent for any call, but when keys change
+            self.requests.append(request)
         try:
             return await handler(request)
         except ProblemError as error:
@@ -220,15 +225,17 @@ class FakeNode:
             used=Capacity(cpus=live, memory_mib=live * 1024, disk_mib=live * 8192, sandboxes=live),
             images=self.images,
             sandboxes=[held.report for held in chosen.values()],
+            gateway=self.gateway,
         )
 
-    async def send_report(self, report: NodeReport | None = None) -> ReportAnswer:
+    async def send_report(self, report: NodeReport | None = None, *, trust_revision: str = "") -> ReportAnswer:
         """Send a report and do what the answer says."""
+        report = (report or self.report()).model_copy(update={"trust_revision": trust_revision})
         async with (
             aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(self.api_socket))) as session,
             session.post(
                 "http://api/internal/v1/node-reports",
-                data=(report or self.report()).model_dump_json(),
+                data=report.model_dump_json(),
                 headers={"Content-Type": "application/json"},
             ) as answer,
         ):
@@ -295,6 +302,10 @@ class FakeNode:
         if held is None:
             raise ProblemError("sandbox_not_found", "The node does not know it.")
         return held
+
+    async def _trust(self, request: web.Request) -> web.Response:
+        self.trusts.append(Trust.model_validate_json(await request.read()))
+        return _json(Accepted(revision=self.trusts[-1].revision))
 
     async def _get(self, request: web.Request) -> web.Response:
         return _json(self._held(request).report)

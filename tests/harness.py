@@ -26,7 +26,7 @@ PATIENCE_SECONDS: Final = 60.0
 
 _ASK_SECONDS: Final = 0.02
 _LOG_LINES: Final = 60
-_COMMANDS: Final = {"api": b"\0-m\0api\0", "node": b"\0-m\0sandboxd\0"}
+_COMMANDS: Final = {"api": b"\0-m\0api\0", "node": b"\0-m\0sandboxd\0", "gateway": b"\0-m\0tunnels.gateway\0"}
 _TERMINAL: Final = {"stopped", "failed"}
 _SETTLED: Final = {"running", "paused", "lost"} | _TERMINAL
 
@@ -196,7 +196,7 @@ class Platform:
 
     def logs(self) -> dict[str, str]:
         """Return the last lines of each program's log."""
-        paths = [self._log, self.config.logs_dir / "api.log", self.config.logs_dir / "node.log"]
+        paths = [self._log, *(self.config.logs_dir / f"{name}.log" for name in _COMMANDS)]
         return {path.stem: _tail(path) for path in paths if path.exists()}
 
     @property
@@ -212,9 +212,20 @@ class Platform:
         assert self._launcher.poll() is None, f"the launcher ended:\n{_tail(self._log)}"
         if not (self.config.url_path.exists() and self.config.key_path.exists()):
             return False
-        if not _reports(self.config.node_socket):
+        if not (_reports(self.config.node_socket) and self._gateway_listens()):
             return False
         return httpx.get(f"{self.url}/readyz").status_code == 200
+
+    @property
+    def gateway_url(self) -> str:
+        return f"http://127.0.0.1:{self.config.gateway_port}"
+
+    def _gateway_listens(self) -> bool:
+        try:
+            socket.create_connection(("127.0.0.1", self.config.gateway_port), 1).close()
+        except OSError:
+            return False
+        return True
 
     def _sandbox_in(self, sandbox_id: str, states: set[str]) -> dict[str, Any]:
         seen: dict[str, Any] = {}
@@ -258,6 +269,7 @@ def described(directory: Path, *, runtime: str = "runsc", **settings: str) -> Pl
         "run_dir": f"/run/sandlot-{instance}",
         "cache_dir": str(cache_dir()),
         "api_port": str(_free_port()),  # the same after a restart
+        "gateway_port": str(_free_port()),  # likewise
         "node_name": instance,
         "runtime": runtime,
         "pool_max": "0",  # what a test starts is all there is; tests of the ready pool ask for one

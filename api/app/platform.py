@@ -9,11 +9,12 @@ from contextlib import asynccontextmanager
 
 from api.config import Settings
 from api.reconcilers.loop import reconcile
-from api.services import identity, reports
+from api.services import identity, reports, trust
 from api.services.background import Background
 from api.services.identity import Callers
 from api.services.node_client import NodeClient
 from api.services.platform import Platform, Sources
+from api.services.token_keys import TokenKeys
 from api.store.db import Database
 from api.store.migrate import migrate
 
@@ -42,6 +43,8 @@ async def open_platform(settings: Settings, sources: Sources = SOURCES) -> Async
             now_us=sources.now_us(),
             random_bytes=sources.random_bytes,
         )
+        token_keys = TokenKeys(private / "token-keys", sources.random_bytes, days=settings.token_key_days)
+        await asyncio.to_thread(token_keys.tend, sources.now_us())
         async with Background() as background:
             platform = Platform(
                 settings=settings,
@@ -51,7 +54,9 @@ async def open_platform(settings: Settings, sources: Sources = SOURCES) -> Async
                 sources=sources,
                 secret=secret,
                 incarnation=sources.random_bytes(8).hex(),
-                callers=Callers(),
+                callers=Callers(token_keys.verifier),
+                token_keys=token_keys,
+                trust=await trust.current(database, token_keys, sources.now_us()),
             )
             await reports.load_nodes(platform)
             background.start(reconcile(platform))

@@ -23,6 +23,7 @@ from api.routes import (
     sandboxes,
     service,
     sockets,
+    tokens,
     tunnels,
 )
 from api.routes.answers import problem_answer
@@ -38,6 +39,7 @@ _ROUTERS: Final = (
     decisions.router,
     files.router,
     ports.router,
+    tokens.router,
     tunnels.router,
     history.router,
     runs.router,

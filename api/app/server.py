@@ -24,6 +24,7 @@ from api.app.protocol import PublicProtocol
 from api.app.public import internal_app, on, public_app
 from api.config import Settings
 from api.services.platform import Platform, Sources
+from tunnels.certificates import Certificate
 
 _log = structlog.get_logger()
 _BACKLOG: Final = 2048
@@ -52,8 +53,13 @@ class _Server(uvicorn.Server):
         yield
 
 
-def _server(app: ASGIApp, settings: Settings, protocol: type[asyncio.Protocol] = PublicProtocol) -> _Server:
-    return _Server(
+def _server(
+    app: ASGIApp,
+    settings: Settings,
+    protocol: type[asyncio.Protocol] = PublicProtocol,
+    certificate: Certificate | None = None,
+) -> _Server:
+    server = _Server(
         uvicorn.Config(
             app,
             http=protocol,
@@ -67,6 +73,10 @@ def _server(app: ASGIApp, settings: Settings, protocol: type[asyncio.Protocol] =
             timeout_graceful_shutdown=settings.api_drain_seconds,
         )
     )
+    if certificate is not None:
+        server.config.load()
+        server.config.ssl = certificate.context
+    return server
 
 
 def _tcp_socket(host: str, port: int) -> socket.socket:
@@ -87,18 +97,25 @@ def _unix_socket(path: Path) -> socket.socket:
     return listener
 
 
-def _url(listener: socket.socket) -> str:
+def _certificate(settings: Settings) -> Certificate | None:
+    if settings.api_tls_certificate is None or settings.api_tls_key is None:
+        return None
+    return Certificate(settings.api_tls_certificate, settings.api_tls_key)
+
+
+def _url(listener: socket.socket, scheme: str) -> str:
     host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 @asynccontextmanager
 async def serving(settings: Settings, sources: Sources = SOURCES) -> AsyncGenerator[tuple[Platform, str]]:
     """Serve while the context lasts; yields the platform and the public address. On leaving, open answers may end."""
     async with open_platform(settings, sources) as platform:
+        certificate = _certificate(settings)
         public = _tcp_socket(settings.api_host, settings.api_port)
         listeners = [
-            (_server(on(platform, public_app()), settings), public),
+            (_server(on(platform, public_app()), settings, certificate=certificate), public),
             (
                 _server(on(platform, internal_app(reports=True)), settings, _PeerProtocol),
                 _unix_socket(settings.socket_path),
@@ -107,8 +124,9 @@ async def serving(settings: Settings, sources: Sources = SOURCES) -> AsyncGenera
         if settings.api_metrics_port is not None:
             metrics = _tcp_socket(settings.api_host, settings.api_metrics_port)
             listeners.append((_server(on(platform, internal_app(reports=False)), settings), metrics))
-        url = _url(public)
+        url = _url(public, "http" if certificate is None else "https")
         async with asyncio.TaskGroup() as group:
+            following = None if certificate is None else group.create_task(certificate.follow())
             for server, listener in listeners:
                 group.create_task(server.serve(sockets=[listener]))
             try:
@@ -116,6 +134,8 @@ async def serving(settings: Settings, sources: Sources = SOURCES) -> AsyncGenera
                 _log.info("serving", url=url, internal=str(settings.socket_path))
                 yield platform, url
             finally:
+                if following is not None:
+                    following.cancel()
                 for server, _ in listeners:
                     server.should_exit = True
         settings.socket_path.unlink(missing_ok=True)

@@ -7,6 +7,7 @@ from typing import Final, NamedTuple, NoReturn
 import structlog
 
 from api.reconcilers import policies, promises, retention, silence
+from api.services import trust
 from api.services.platform import Platform
 
 _log = structlog.get_logger()
@@ -21,6 +22,7 @@ class Turn(NamedTuple):
 
 TURNS: Final = (
     Turn(silence.watch_nodes, 0.5),
+    Turn(trust.watch, 0.5),
     Turn(silence.bury_lost, 2),
     Turn(promises.stop_again, 2),
     Turn(promises.settle_starts, 2),

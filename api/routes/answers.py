@@ -7,7 +7,10 @@ from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.responses import Response
 
+from api.services import tokens
+from api.services.identity import Caller
 from api.services.platform import Platform
+from api.services.views import Sandbox as SandboxView
 from api.services.views import render, view
 from api.store.tables import Sandbox
 from sandboxd.contract.problems import MEDIA_TYPE, ProblemError
@@ -20,6 +23,12 @@ def json_answer(model: BaseModel, status: int = 200, headers: dict[str, str] | N
     return Response(render(model), status, headers, media_type="application/json")
 
 
+class CreatedSandbox(SandboxView):
+    """A sandbox with the way to its node. Null: the caller's scopes open nothing there."""
+
+    access: tokens.Access | None
+
+
 def sandbox_answer(platform: Platform, row: Sandbox, status: int = 200, *, replayed: bool = False) -> Response:
     """Render a sandbox with its ETag."""
     headers = {"ETag": f'"{row.generation}"'}
@@ -28,6 +37,17 @@ def sandbox_answer(platform: Platform, row: Sandbox, status: int = 200, *, repla
     seen = platform.fleet.observed.get(row.id)
     node = platform.fleet.report_of(row.node_id)
     return json_answer(view(row, seen, platform.sources.now_us(), node), status, headers)
+
+
+def created_answer(
+    platform: Platform, caller: Caller, row: Sandbox, status: int, *, replayed: bool = False
+) -> Response:
+    """Render a sandbox as whoever asked for it is to have it: with `access`."""
+    headers = {"ETag": f'"{row.generation}"'} | ({REPLAYED: "true"} if replayed else {})
+    seen = platform.fleet.observed.get(row.id)
+    shown = view(row, seen, platform.sources.now_us())
+    created = CreatedSandbox.model_construct(**dict(shown), access=tokens.access(platform, caller, row))
+    return json_answer(created, status, headers)
 
 
 def problem_answer(request: Request, error: ProblemError) -> Response:

@@ -16,6 +16,7 @@ from api.services.platform import Platform
 from api.store.idempotency import Key
 from sandboxd.contract.problems import ProblemError
 from sandboxd.contract.validation import invalid, invalid_field
+from tunnels.tokens import Claims
 
 BODY_BYTES: Final = 1024 * 1024
 LARGE_BODY_BYTES: Final = 8 * 1024 * 1024
@@ -137,7 +138,21 @@ async def call_of(request: Request, credential: str) -> Call:
     asked = request.headers.get("sandlot-project")
     if asked is not None and asked != caller.project_id:
         raise ProblemError("project_not_found", f"There is no project {asked[:64]!r}.")
+    if caller.token is not None:
+        _confine(request, caller.token)
     return Call(request, platform, caller)
+
+
+def _confine(request: Request, token: Claims) -> None:
+    """Raise `unauthenticated` for a token at anything but calls on its own sandbox, and /v1/me."""
+    parts = request.scope["path"].split("/")
+    if parts[1:] == ["v1", "me"]:
+        return
+    if parts[1:3] != ["v1", "sandboxes"] or parts[3:4] != [token.sbx]:
+        raise unauthenticated("wrong_sandbox", "The token is for another sandbox, and for nothing besides.")
+    asked = request.query_params
+    if token.is_bound and not token.covers("/".join(parts[4:]), asked.get("port"), asked.get("path")):
+        raise unauthenticated("wrong_sandbox", "The token is for one port or one file alone.")
 
 
 def scoped(area: str, *, write: bool) -> Callable[[Request], Awaitable[Call]]:

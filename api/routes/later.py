@@ -16,7 +16,6 @@ _BELOW_SANDBOX: Final = (
     "pause",
     "resume",
     "snapshot",
-    "tokens",
 )
 _COLLECTIONS: Final = (
     "audit",

@@ -4,7 +4,7 @@ from typing import Annotated, Final
 
 from fastapi import APIRouter, Depends, Path, Response
 
-from api.routes.answers import json_answer, sandbox_answer
+from api.routes.answers import CreatedSandbox, created_answer, json_answer, sandbox_answer
 from api.routes.calls import MERGE_PATCH, Call, scoped
 from api.routes.operations import IDEMPOTENCY, IF_MATCH, SANDBOX_HEADERS, WAIT, json_body, json_of, operation, query
 from api.routes.query import parse_time
@@ -29,6 +29,7 @@ _NAME: Final = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
 _IMAGE: Final = r"img[a-z2-7]{20}"
 _KEY: Final = r"key[a-z2-7]{20}"
 _SANDBOX: Final = json_of(Sandbox)
+_CREATED: Final = json_of(CreatedSandbox)
 
 CREATE_CODES: Final = (
     "image_not_found",
@@ -66,7 +67,7 @@ Write = Annotated[Call, Depends(scoped("sandboxes", write=True))]
 @router.post(
     "/v1/sandboxes",
     **operation(
-        answers={201: ("It runs, or is promised.", _SANDBOX), 200: ("It was there, by name or by key.", _SANDBOX)},
+        answers={201: ("It runs, or is promised.", _CREATED), 200: ("It was there, by name or by key.", _CREATED)},
         codes=CREATE_CODES,
         body=json_body(CreateSandbox),
         parameters=[IDEMPOTENCY],
@@ -84,7 +85,7 @@ async def create_sandbox(call: Write) -> Response:
     body, raw = await call.body(CreateSandbox)
     key = call.idempotency_key("create_sandbox", raw)
     created = await creation.create(call.platform, call.caller, body, key)
-    return sandbox_answer(call.platform, created.sandbox, created.status, replayed=created.replayed)
+    return created_answer(call.platform, call.caller, created.sandbox, created.status, replayed=created.replayed)
 
 
 @router.get(

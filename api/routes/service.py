@@ -10,7 +10,8 @@ from api.config import VERSION
 from api.routes.answers import json_answer
 from api.routes.calls import BODY_BYTES, LARGE_BODY_BYTES, Call, authenticated, platform_of
 from api.routes.operations import json_of, operation
-from api.services import health
+from api.services import health, tokens
+from api.services.platform import Platform
 from api.services.requests import MAX_FILES_BYTES, MAX_METADATA, MAX_METADATA_BYTES, MAX_WAIT_SECONDS
 from api.services.views import time_of
 from sandboxd.contract.next_steps import NEXT_STEPS
@@ -33,6 +34,7 @@ FEATURES: Final = (
     "processes",
     "run",
     "sandboxes",
+    "tokens",
 )
 _PAGE: Final = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Sandlot API</title>
 <style>body{{font:15px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em}}code{{background:#eee}}</style>
@@ -53,7 +55,7 @@ class CallerView(Party):
 
 
 class Gateway(Open):
-    """The way to nodes without the api; this version has none."""
+    """The way to nodes without the api, and to what listens in sandboxes. Null: no gateway is there at the moment."""
 
     domain: str | None = None
     url: str | None = None
@@ -101,7 +103,7 @@ async def get_me(call: Annotated[Call, Depends(authenticated)]) -> Response:
     call.no_query()
     caller = call.caller
     me = Me.model_construct(
-        caller=CallerView(kind="key", id=caller.key_id, name=caller.key_name),
+        caller=CallerView(kind="key" if caller.token is None else "token", id=caller.key_id, name=caller.key_name),
         project=Party(id=caller.project_id, name=caller.project_name),
         scopes=sorted(caller.scopes),
         restrictions={},
@@ -116,11 +118,16 @@ async def get_me(call: Annotated[Call, Depends(authenticated)]) -> Response:
             "timeout_seconds": MAX_TIMEOUT_SECONDS,
             "create_wait_seconds": MAX_WAIT_SECONDS,
         },
-        gateway=Gateway(),
+        gateway=_gateway(call.platform),
         version=VERSION,
         at=time_of(call.platform.sources.now_us()),
     )
     return json_answer(me)
+
+
+def _gateway(platform: Platform) -> Gateway:
+    found = tokens.any_gateway(platform)
+    return Gateway() if found is None else Gateway(domain=found.domain, url=found.url)
 
 
 @router.get("/healthz", **operation(answers={200: ("It lives.", json_of(Status))}, tags=["service"], public=True))

@@ -1,5 +1,6 @@
 """Who is calling: keys, callers, scopes; and the root project with its key at first start."""
 
+import dataclasses
 import hashlib
 import os
 from collections import OrderedDict
@@ -14,6 +15,8 @@ from api.store.db import Connection, Database
 from api.store.tables import ApiKey, Project
 from sandboxd.contract.ids import RandomBytes, new_id
 from sandboxd.contract.problems import ProblemError
+from tunnels.scopes import may
+from tunnels.tokens import Claims, TokenError, Verifier, looks_like_token
 
 CACHE_SECONDS: Final = 1.0
 """How long a revoked key may go on working."""
@@ -25,7 +28,7 @@ SECRET_BYTES: Final = 32
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
-    """An authenticated request's origin: one key, acting in one project."""
+    """An authenticated request's origin: one key, or a token of it, acting in one project."""
 
     key_id: str
     key_name: str
@@ -35,11 +38,12 @@ class Caller:
     scopes: frozenset[str]
     defaults: dict[str, Any]
     expires_at: int | None
+    token: Claims | None = None
+    """What the credential says, if it is a token: it is good for one sandbox."""
 
     def may(self, area: str, *, write: bool) -> bool:
         """Tell whether the scopes allow reading, or writing, an area such as `sandboxes`."""
-        enough = ("admin", area, f"{area}:write") if write else ("admin", area, f"{area}:write", f"{area}:read")
-        return not self.scopes.isdisjoint(enough)
+        return may(self.scopes, area, write=write)
 
     def require(self, area: str, *, write: bool) -> None:
         """Raise `scope_required`."""
@@ -60,7 +64,8 @@ def unauthenticated(reason: str, detail: str) -> ProblemError:
 class Callers:
     """Looks callers up, and remembers them for a second, by a hash of what they sent."""
 
-    def __init__(self) -> None:
+    def __init__(self, tokens: Verifier) -> None:
+        self._tokens = tokens
         self._known: OrderedDict[bytes, tuple[float, Caller]] = OrderedDict()
 
     async def authenticate(self, database: Database, credential: str, *, now_us: int, monotonic: float) -> Caller:
@@ -68,12 +73,22 @@ class Callers:
         mark = hashlib.sha256(credential.encode()).digest()
         known = self._known.get(mark)
         if known is None or monotonic - known[0] > CACHE_SECONDS:
-            known = (monotonic, await _look_up(database, credential))
+            known = (monotonic, await self._look_up(database, credential, now_us))
             self._remember(mark, known)
         caller = known[1]
         if caller.expires_at is not None and caller.expires_at <= now_us:
-            raise unauthenticated("expired", "The key has expired.")
+            raise unauthenticated("expired", "The credential has expired.")
         return caller
+
+    async def _look_up(self, database: Database, credential: str, now_us: int) -> Caller:
+        if not looks_like_token(credential):
+            return await _look_up(database, credential)
+        try:
+            claims = self._tokens.check(credential, now_seconds=now_us / 1e6)
+        except TokenError as error:
+            raise unauthenticated(error.reason, error.detail) from None
+        holder = await database.read(store.key_by_id_any_project, claims.key)
+        return _caller_of_token(claims, _good(holder))
 
     def _remember(self, mark: bytes, known: tuple[float, Caller]) -> None:
         self._known[mark] = known
@@ -87,11 +102,29 @@ async def _look_up(database: Database, credential: str) -> Caller:
     if parsed is None:
         raise unauthenticated("malformed", "The credential is not an API key, or has a typing error.")
     holder = await database.read(store.key_by_hash_any_project, parsed.digest)
-    if holder is None or holder.key.kind != parsed.kind:
+    if holder is not None and holder.key.kind != parsed.kind:
+        holder = None
+    return _caller(_good(holder))
+
+
+def _good(holder: store.KeyHolder | None) -> store.KeyHolder:
+    if holder is None:
         raise unauthenticated("unknown", "There is no such key.")
     if holder.key.revoked_at is not None:
         raise unauthenticated("revoked", "The key has been revoked.")
-    return _caller(holder)
+    return holder
+
+
+def _caller_of_token(claims: Claims, holder: store.KeyHolder) -> Caller:
+    """Return who a token speaks for: its key, in its project, with the scopes it was given."""
+    caller = _caller(holder)
+    expires_at = claims.exp * 1_000_000
+    return dataclasses.replace(
+        caller,
+        scopes=frozenset(claims.scp),
+        expires_at=expires_at if caller.expires_at is None else min(expires_at, caller.expires_at),
+        token=claims,
+    )
 
 
 def _caller(holder: store.KeyHolder) -> Caller:

@@ -27,12 +27,14 @@ from sandboxd.contract.messages import (
     SandboxReport,
 )
 from sandboxd.contract.problems import CODES, MEDIA_TYPE, ProblemError
+from sandboxd.contract.trust import Accepted, Trust
 from sandboxd.contract.tunnels import PutTunnel, TunnelReport, TunnelReportList
 
 REQUEST_ID: Final = "Sandlot-Request-Id"
 _READ_BUFFER: Final = 512 * 1024
 _SLACK_SECONDS: Final = 5.0
 """A node ends its own work at the deadline; this long its answer may take."""
+_TRUST_SECONDS: Final = 2.0
 _TUNNEL_SECONDS: Final = 40.0
 """A node waits some time for a sandbox that is on its way."""
 _BASE: Final = "http://node"
@@ -133,6 +135,10 @@ class NodeClient:
         }
         seconds = wait_seconds + _SLACK_SECONDS
         return await self._call(address, "DELETE", f"/node/v1/sandboxes/{sandbox_id}", seconds=seconds, query=query)
+
+    async def trust(self, address: str, trust: Trust) -> None:
+        """Say what is to be believed of tokens."""
+        await self._call_for(Accepted, address, "PUT", "/node/v1/trust", seconds=_TRUST_SECONDS, body=trust)
 
     async def put_tunnel(self, address: str, sandbox_id: str, tunnel_id: str, body: PutTunnel) -> TunnelReport:
         path = f"/node/v1/sandboxes/{sandbox_id}/tunnels/{tunnel_id}"

@@ -14,8 +14,10 @@ from api.services.metrics import Metrics
 from api.services.node_client import NodeClient
 from api.services.placement import Draw
 from api.services.run_results import RunResults
+from api.services.token_keys import TokenKeys
 from api.store.db import Database
 from sandboxd.contract.ids import RandomBytes
+from sandboxd.contract.trust import Trust
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +44,9 @@ class Platform:
     incarnation: str
     """This start of the api."""
     callers: Callers
+    token_keys: TokenKeys
+    trust: Trust
+    """What nodes are to believe of tokens."""
     fleet: Fleet = field(default_factory=Fleet)
     changes: Changes = field(default_factory=Changes)
     metrics: Metrics = field(default_factory=Metrics)

@@ -53,8 +53,10 @@ async def receive(platform: Platform, report: NodeReport) -> ReportAnswer:
     if report.full:
         await _end_absent(platform, member, report)
     platform.metrics.reports.labels("applied").inc()
+    believed = platform.trust
     return ReportAnswer(
         epoch=member.epoch,
+        trust=None if believed.revision == report.trust_revision else believed,
         acknowledged=[row.sandbox_id for row in applied if row.verdict == "ended"],
         bury=[row.sandbox_id for row in applied if row.verdict == "bury"],
     )

@@ -9,6 +9,7 @@ from sandboxd.contract.ids import SandboxId, TunnelId
 from sandboxd.contract.messages import NodeReport, SandboxReport
 from sandboxd.contract.processes import Open, Time
 from sandboxd.contract.tunnels import RAW_KINDS, NodeTunnel, TunnelKind, TunnelReport, Visibility
+from tunnels.routing import host_of, path_of
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -59,14 +60,38 @@ def tunnel_view(
         state="open",
         reason=None,
         message=report.message if report else None,
-        host=node.tunnel_host if raw and node is not None and tunnel.public_port is not None else None,
-        public_port=tunnel.public_port if raw else None,
-        url=None,
-        path_url=None,
+        **_addresses(tunnel, sandbox_id, node).__dict__,
         in_bytes=report.in_bytes if raw and report else None,
         out_bytes=report.out_bytes if raw and report else None,
         created_at=_EPOCH + timedelta(microseconds=tunnel.created_at_us),
     )
+
+
+class _Addresses(Open):
+    """Where to connect."""
+
+    host: str | None = None
+    public_port: int | None = None
+    url: str | None = None
+    path_url: str | None = None
+
+
+def _addresses(tunnel: NodeTunnel, sandbox_id: str, node: NodeReport | None) -> _Addresses:
+    """Return where to connect: to the kernel for `tcp` and `udp`, to the gateway for the others."""
+    gateway = None if node is None else node.gateway
+    if tunnel.kind in RAW_KINDS:
+        host = node.tunnel_host if node is not None and tunnel.public_port is not None else None
+        return _Addresses(host=host, public_port=tunnel.public_port)
+    if gateway is None or tunnel.port is None:
+        return _Addresses()
+    if tunnel.kind == "http":
+        by_name = None if gateway.domain is None else host_of(gateway.url, gateway.domain, sandbox_id, tunnel.port)
+        by_path = gateway.url + path_of(sandbox_id, tunnel.port) if gateway.by_path else None
+        return _Addresses(url=by_name or by_path, path_url=by_path)
+    if gateway.tls_port is None:
+        return _Addresses()
+    own = None if gateway.domain is None else f"{tunnel.port}-{sandbox_id}.{gateway.domain}"
+    return _Addresses(host=tunnel.server_name or own, public_port=gateway.tls_port)
 
 
 def views_of(sandbox: Sandbox, seen: SandboxReport | None, node: NodeReport | None) -> list[Tunnel]:

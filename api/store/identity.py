@@ -15,12 +15,27 @@ class KeyHolder(NamedTuple):
 
 
 _BY_HASH: Final = select(API_KEYS).where(API_KEYS.c.hash == bindparam("p_hash"))
+_BY_ID: Final = select(API_KEYS).where(API_KEYS.c.id == bindparam("p_key"))
 _PROJECT: Final = select(PROJECTS).where(PROJECTS.c.id == bindparam("p_id"))
 
 
 def key_by_hash_any_project(connection: Connection, digest: bytes) -> KeyHolder | None:
     """Find the key of a digest; before this nobody knows which project is asking."""
-    row: Any = connection.execute(_BY_HASH, {"p_hash": digest}).first()
+    return _holder(connection, connection.execute(_BY_HASH, {"p_hash": digest}).first())
+
+
+def key_by_id_any_project(connection: Connection, key_id: str) -> KeyHolder | None:
+    """Find the key that a token was made with."""
+    return _holder(connection, connection.execute(_BY_ID, {"p_key": key_id}).first())
+
+
+def revoked_since_any_project(connection: Connection, since_us: int, limit: int) -> list[str]:
+    """List the keys that were revoked since, the latest first."""
+    chosen = select(API_KEYS.c.id).where(API_KEYS.c.revoked_at >= since_us)
+    return list(connection.execute(chosen.order_by(API_KEYS.c.revoked_at.desc()).limit(limit)).scalars())
+
+
+def _holder(connection: Connection, row: Any) -> KeyHolder | None:
     if row is None:
         return None
     key = ApiKey.model_construct(**dict(row._mapping))  # noqa: SLF001 - the documented name of the mapping

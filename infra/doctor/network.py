@@ -94,19 +94,27 @@ def firewalls(problems: list[str], services: list[str]) -> Finding:
 
 def port_checks(config: LauncherConfig) -> Iterator[Finding]:
     up = lock.holder(config.lock_path) is not None
+    for host, number, setting in (
+        (config.api_host, config.api_port, "SANDLOT_API_PORT"),
+        (config.gateway_host, config.gateway_port, "SANDLOT_GATEWAY_PORT"),
+    ):
+        yield port(host, number, _taken(host, number), ours=up, setting=setting)
+
+
+def _taken(host: str, number: int) -> str | None:
+    """Return why a port cannot be had; None: it is free."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((config.api_host, config.api_port))
+            probe.bind((host, number))
         except OSError as error:
-            yield port(config.api_host, config.api_port, error.strerror or str(error), ours=up)
-        else:
-            yield port(config.api_host, config.api_port, None, ours=up)
+            return error.strerror or str(error)
+    return None
 
 
-def port(host: str, number: int, refusal: str | None, *, ours: bool) -> Finding:
+def port(host: str, number: int, refusal: str | None, *, ours: bool, setting: str = "SANDLOT_API_PORT") -> Finding:
     if refusal is None:
         return ok("port", f"{host}:{number} is free")
     if ours:
         return ok("port", f"{host}:{number} is used by this instance, which is up")
-    return fail("port", f"{host}:{number}: {refusal}", "end what uses it, or set SANDLOT_API_PORT")
+    return fail("port", f"{host}:{number}: {refusal}", f"end what uses it, or set {setting}")

@@ -46,6 +46,7 @@ def ensure_account(name: str) -> pwd.struct_passwd:
 def ensure_directories(config: LauncherConfig, account: pwd.struct_passwd) -> None:
     """Make the instance's directories with their modes; correct those of a directory that is there."""
     group = account.pw_gid
+    gateways = ensure_account(config.gateway_user).pw_gid
     for path, uid, gid, mode in (
         (config.data_dir, 0, 0, 0o755),
         (config.logs_dir, 0, 0, 0o750),
@@ -54,6 +55,7 @@ def ensure_directories(config: LauncherConfig, account: pwd.struct_passwd) -> No
         (config.runtime_dir, 0, 0, 0o700),
         # The api binds a socket here too, but must not replace the node's: sticky.
         (config.sockets_dir, 0, group, 0o1770),
+        (config.gateway_sockets_dir, 0, gateways, 0o750),
     ):
         _ensure_directory(path, uid, gid, mode)
 

@@ -41,7 +41,7 @@ def prepare(config: LauncherConfig) -> None:
     account.ensure_directories(config, account.ensure_account(config.api_user))
     undo_restore(config)
     # The api's user cannot write beside the sources; compiled now, it starts sooner every time.
-    for package in ("api", "sandboxd", "netpolicy"):
+    for package in ("api", "sandboxd", "netpolicy", "tunnels"):
         compileall.compile_dir(REPOSITORY / package, quiet=2)
 
 
@@ -84,7 +84,11 @@ def down(config: LauncherConfig, env: Mapping[str, str]) -> None:
 
 def wait_ready(config: LauncherConfig, env: Mapping[str, str], program: str, seconds: float) -> None:
     """Wait until one program answers. LauncherError when it does not."""
-    asks = {"node": programs.node(config, env).ready, "api": partial(programs.api_lives, config)}
+    asks = {
+        "node": programs.node(config, env).ready,
+        "api": partial(programs.api_lives, config),
+        "gateway": programs.gateway(config, env).ready,
+    }
     if program not in asks:
         raise LauncherError(f"there is no program {program!r:.20}", f"say one of: {', '.join(asks)}")
 
@@ -104,16 +108,18 @@ async def _live(config: LauncherConfig, env: Mapping[str, str], *, stop_sandboxe
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, asked_to_end.set)
-    node, api = await _started([programs.node(config, env), programs.api(config, env)])
+    chosen = [programs.node(config, env), programs.api(config, env), programs.gateway(config, env)]
+    node, api, gateway = await _started(chosen)
     async with asyncio.TaskGroup() as group:
-        for supervised in (node, api):
+        for supervised in (node, api, gateway):
             group.create_task(supervised.keep())
         try:
-            if await _serving([node, api], asked_to_end):
+            if await _serving([node, api, gateway], asked_to_end):
                 print(welcome(*_told(config)), flush=True)
                 await asked_to_end.wait()
         finally:
             say("stopping the programs" if stop_sandboxes else "stopping the programs; sandboxes keep running")
+            await gateway.stop()
             await api.stop()
             await node.stop()
     if not stop_sandboxes:

@@ -11,7 +11,7 @@ from typing import Final
 from infra.config import LauncherConfig
 from infra.launcher import rotation
 
-PROGRAMS: Final = ("api", "node")
+PROGRAMS: Final = ("api", "node", "gateway")
 _POLL_SECONDS: Final = 0.25
 _LONGEST_LINE: Final = 8192
 

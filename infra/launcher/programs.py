@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping
+from typing import Any
 
 import aiohttp
 
@@ -51,6 +52,23 @@ def api(config: LauncherConfig, env: Mapping[str, str]) -> Program:
     )
 
 
+def gateway(config: LauncherConfig, env: Mapping[str, str]) -> Program:
+    """The way in from outside: a system user of its own, which owns nothing; it faces everybody."""
+
+    async def ready() -> bool:
+        report = await _asked("http://node/node/v1/report", aiohttp.UnixConnector(str(config.node_socket)))
+        return report is not None and report.get("gateway") is not None
+
+    return Program(
+        name="gateway",
+        argv=(*_child(), "--user", config.gateway_user, "--", sys.executable, "-m", "tunnels.gateway"),
+        env=environment(env, config, home="/nonexistent"),
+        log=config.logs_dir / "gateway.log",
+        ready=ready,
+        log_bounds=_log_bounds(config),
+    )
+
+
 async def api_lives(config: LauncherConfig) -> bool:
     """Tell whether the api answers, whether or not it has a node."""
     try:
@@ -87,12 +105,24 @@ def environment(env: Mapping[str, str], config: LauncherConfig, *, home: str) ->
     }
 
 
-async def _answers(url: str, connector: aiohttp.BaseConnector | None) -> bool:
+async def _asked(url: str, connector: aiohttp.BaseConnector) -> dict[str, Any] | None:
     timeout = aiohttp.ClientTimeout(total=_ANSWER_SECONDS)
     try:
         async with (
             aiohttp.ClientSession(connector=connector, timeout=timeout) as session,
             session.get(url, allow_redirects=False) as answer,
+        ):
+            return await answer.json() if answer.status == 200 else None
+    except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
+        return None
+
+
+async def _answers(url: str, connector: aiohttp.BaseConnector | None) -> bool:
+    timeout = aiohttp.ClientTimeout(total=_ANSWER_SECONDS)
+    try:
+        async with (
+            aiohttp.ClientSession(connector=connector, timeout=timeout) as session,
+            session.get(url, allow_redirects=False, ssl=False) as answer,  # our own port, whatever it shows
         ):
             return answer.status == 200
     except (aiohttp.ClientError, TimeoutError, OSError):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 _MOST_BYTES: Final = 256
-_URL: Final = re.compile(r"http://([0-9]{1,3}(\.[0-9]{1,3}){3}|\[[0-9a-f:.]{2,45}\]):[0-9]{1,5}")
+_URL: Final = re.compile(r"https?://([0-9]{1,3}(\.[0-9]{1,3}){3}|\[[0-9a-f:.]{2,45}\]):[0-9]{1,5}")
 _KEY: Final = re.compile(r"sandlot_[a-z2-7]{39}")
 
 

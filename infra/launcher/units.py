@@ -52,6 +52,7 @@ def rendered(config: LauncherConfig, env_dir: Path = ENV_DIR) -> dict[str, str]:
         "sandlot.target": f"{unit}.target",
         "sandlot-api.service": name(config.instance, "api"),
         "sandlot-node.service": name(config.instance, "node"),
+        "sandlot-gateway.service": name(config.instance, "gateway"),
         _SLICE: _SLICE,
     }
     return {
@@ -122,7 +123,7 @@ def _settings(config: LauncherConfig, env: Mapping[str, str]) -> str:
         "SANDLOT_CACHE_DIR": str(config.cache_dir),
     }
     lines = [f"{name}={_quoted(value)}" for name, value in sorted(own.items())]
-    return "\n".join(["# Settings of both programs, see docs/settings.md; restart them after a change.", *lines, ""])
+    return "\n".join(["# Settings of all programs, see docs/settings.md; restart them after a change.", *lines, ""])
 
 
 def _quoted(value: str) -> str:

@@ -1,4 +1,4 @@
-"""The page of settings: names and defaults from the three `config.py`, meanings from the docstrings in them."""
+"""The page of settings: names and defaults from the four `config.py`, meanings from the docstrings in them."""
 
 import ast
 import inspect
@@ -12,11 +12,13 @@ from pydantic_settings import BaseSettings
 from api.config import Settings
 from infra.config import LauncherConfig
 from sandboxd.config import NodeConfig
+from tunnels.gateway.config import GatewayConfig
 
 _PROGRAMS: Final[dict[str, type[BaseSettings]]] = {
     "launcher": LauncherConfig,
     "api": Settings,
     "node": NodeConfig,
+    "gateway": GatewayConfig,
 }
 
 _MEANINGS: Final = {

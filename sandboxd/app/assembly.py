@@ -16,6 +16,7 @@ from sandboxd.app.failures import FailureStore
 from sandboxd.app.identity import Identity, read_identity
 from sandboxd.app.metrics import Meters
 from sandboxd.app.naming import Naming, decision_book, name_programs, named, owners
+from sandboxd.app.ways import NodeWays
 from sandboxd.cgroups import Cgroups
 from sandboxd.clock import Clock, HostClock
 from sandboxd.config import NodeConfig
@@ -57,6 +58,7 @@ from sandboxd.runtime.base import Runtime
 from sandboxd.runtime.bundle import limits
 from sandboxd.runtime.fake import FakeRuntime
 from sandboxd.runtime.runsc import RunscRuntime
+from sandboxd.trust import TrustStore
 
 _log = structlog.get_logger(__name__)
 
@@ -90,6 +92,8 @@ class Node:
     upkeep: Upkeep
     tunnels: Tunnels
     meters: Meters
+    trust: TrustStore
+    ways: NodeWays
 
 
 def real_parts(config: NodeConfig) -> Parts:
@@ -226,14 +230,20 @@ async def opened(config: NodeConfig, parts: Parts) -> AsyncGenerator[Node]:
                 address=f"unix:{config.node_socket_path}",
                 tunnel_host=lambda: config.tunnel_host or parts.network.public_address,
             )
+            tunnels = Tunnels(manager, parts.network)
+            ways = NodeWays(tunnels.of, manager.runners.keys)
+            tunnels.watch(ways.look_again)
+            trust = TrustStore(parts.clock, silence_seconds=config.token_silence_seconds)
             yield Node(
                 config=config,
                 parts=parts,
                 manager=manager,
-                reporter=Reporter(manager, parts.images, facts),
+                reporter=Reporter(manager, parts.images, facts, trust),
                 upkeep=Upkeep(parts.network, parts.host, disk_watermark_mib=config.disk_watermark_mib),
-                tunnels=Tunnels(manager, parts.network),
+                tunnels=tunnels,
                 meters=Meters(manager, parts.host, version=facts.version, runtime=found.version),
+                trust=trust,
+                ways=ways,
             )
     finally:
         await asyncio.to_thread(manager.tools.sampler.close)

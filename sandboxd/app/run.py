@@ -14,11 +14,12 @@ import structlog
 import uvloop
 from aiohttp import web
 
-from sandboxd.app import data_plane, decisions, history, operator, tunnels
+from sandboxd.app import data_plane, decisions, gateway, history, operator, tunnels
 from sandboxd.app import node as node_calls
 from sandboxd.app.assembly import Node, Parts, opened, real_parts
 from sandboxd.app.logs import set_up_logs
 from sandboxd.app.server import allowed_peers, application, listen, runner
+from sandboxd.app.streams import Streams
 from sandboxd.config import NodeConfig
 from sandboxd.contract.reasons import SandboxReason
 from sandboxd.contract.states import TERMINAL
@@ -83,7 +84,9 @@ async def serving(config: NodeConfig, parts: Parts) -> AsyncGenerator[Node]:
     """Have a node open, listening and reporting while inside."""
     link = SocketLink(config.api_socket_path)
     async with opened(config, parts) as node:
-        heartbeat = Heartbeat(node.manager, node.reporter, link, parts.clock, every_seconds=config.heartbeat_seconds)
+        heartbeat = Heartbeat(
+            node.manager, node.reporter, link, parts.clock, node.trust, every_seconds=config.heartbeat_seconds
+        )
         metrics = operator.listening(node.meters, config.node_metrics_host, config.node_metrics_port)
         async with metrics, asyncio.TaskGroup() as group, _listening(node):
             background = (
@@ -103,19 +106,40 @@ async def serving(config: NodeConfig, parts: Parts) -> AsyncGenerator[Node]:
 async def _listening(node: Node) -> AsyncGenerator[None]:
     config = node.config
     leaving = Ending()
+    calls = data_plane.routes(node.manager, leaving=leaving)
     routes = [
         *node_calls.routes(node.manager, node.reporter),
         *history.routes(node.manager),
         *tunnels.routes(node.manager, node.tunnels, node.parts.network),
         *decisions.routes(node.manager.tools.decisions),
-        *data_plane.routes(node.manager, leaving=leaving),
+        *gateway.trust_routes(node.trust),
     ]
     own = operator.routes(node.parts.ledger, node.meters)
-    serves = runner(application(allowed_peers(config.api_user), [*routes, *own]))
+    serves = runner(application(allowed_peers(config.api_user), [*routes, *calls, *own]))
     await serves.setup()
     try:
         await web.SockSite(serves, listen(config.node_socket_path, config.api_user)).start()
-        yield
+        async with _gateway_listening(node, calls, leaving):
+            yield
+    finally:
+        leaving.set()
+        await serves.cleanup()
+
+
+@asynccontextmanager
+async def _gateway_listening(node: Node, calls: list[web.AbstractRouteDef], leaving: Ending) -> AsyncGenerator[None]:
+    """Serve the gateway: calls of the data plane on one socket, streams into sandboxes on the other."""
+    config = node.config
+    peers = gateway.allowed_gateway(config.gateway_user)
+    streams = Streams(node.manager, node.ways, node.trust, peers, os.urandom, leaving)
+    serves = runner(gateway.application(peers, node.trust, calls))
+    await serves.setup()
+    try:
+        directory = config.gateway_dir
+        await web.SockSite(serves, listen(directory / "calls.sock", config.gateway_user)).start()
+        async with streams.serving(listen(directory / "streams.sock", config.gateway_user)):
+            yield
+            leaving.set()
     finally:
         leaving.set()
         await serves.cleanup()

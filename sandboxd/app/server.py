@@ -1,5 +1,6 @@
 """The node's listener: a unix socket for the api alone, and what surrounds every call."""
 
+import asyncio
 import grp
 import logging
 import os
@@ -20,7 +21,7 @@ from sandboxd.contract.problems import ProblemError
 
 _log = structlog.get_logger(__name__)
 
-_MAX_BODY_BYTES: Final = 16 * 1024 * 1024
+MAX_BODY_BYTES: Final = 16 * 1024 * 1024
 """Above every limit of a call of its own, which answers better."""
 _PEER: Final = struct.Struct("3i")
 _SHUTDOWN_SECONDS: Final = 2.0
@@ -30,7 +31,9 @@ _READ_BYTES: Final = 256 * 1024
 
 def application(peers: Iterable[int], routes: Iterable[web.AbstractRouteDef]) -> web.Application:
     """Make the application; only the users in `peers` are served."""
-    app = web.Application(client_max_size=_MAX_BODY_BYTES, middlewares=[_logged, _only(frozenset(peers)), problems])
+    app = web.Application(
+        client_max_size=MAX_BODY_BYTES, middlewares=[_logged, only(frozenset(peers), "the api"), problems]
+    )
     app.add_routes(routes)
     return app
 
@@ -58,8 +61,8 @@ def allowed_peers(api_user: str) -> frozenset[int]:
     return frozenset(peers)
 
 
-def listen(path: Path, api_user: str) -> socket.socket:
-    """Bind a unix socket that the api's group may use, replacing a stale one in one move."""
+def listen(path: Path, user: str) -> socket.socket:
+    """Bind a unix socket that a user's group may use, replacing a stale one in one move."""
     path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     aside.unlink(missing_ok=True)
@@ -67,7 +70,7 @@ def listen(path: Path, api_user: str) -> socket.socket:
     try:
         listener.bind(str(aside))
         # Never reachable by others, not even before the modes are right: it has not got its name yet.
-        os.chown(aside, -1, _group(api_user))
+        os.chown(aside, -1, _group(user))
         aside.chmod(0o660)
         listener.listen(512)
         aside.rename(path)
@@ -78,31 +81,39 @@ def listen(path: Path, api_user: str) -> socket.socket:
     return listener
 
 
-def _group(api_user: str) -> int:
+def _group(user: str) -> int:
     try:
-        return grp.getgrnam(api_user).gr_gid
+        return grp.getgrnam(user).gr_gid
     except KeyError:
         return os.getgid()
 
 
 def peer_of(request: web.Request) -> int:
     """Return the user who calls. ConnectionResetError when the client has gone."""
-    transport = request.transport
-    peer = transport.get_extra_info("socket") if transport is not None else None
+    if request.transport is None:
+        raise ConnectionResetError("the client has gone")
+    return uid_of(request.transport)
+
+
+def uid_of(transport: asyncio.BaseTransport) -> int:
+    """Return the user at the other end of a unix socket. ConnectionResetError when it has gone."""
+    peer = transport.get_extra_info("socket")
     if peer is None:
         raise ConnectionResetError("the client has gone")
     _, uid, _ = _PEER.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
     return uid
 
 
-def _only(peers: frozenset[int]) -> Middleware:
+def only(peers: frozenset[int], whose: str) -> Middleware:
+    """Let in some users alone; `whose` socket it is, others are told."""
+
     @web.middleware
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
         uid = peer_of(request)
         if uid not in peers:
             _log.warning("stranger refused", uid=uid)
             return problem_answer(
-                ProblemError("unauthenticated", "This socket is for the api.", reason="wrong_user"), request
+                ProblemError("unauthenticated", f"This socket is for {whose}.", reason="wrong_user"), request
             )
         return await handler(request)
 

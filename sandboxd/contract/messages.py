@@ -20,6 +20,7 @@ from sandboxd.contract.ids import ImageId, NodeId, SandboxId
 from sandboxd.contract.processes import MAX_TIMEOUT_SECONDS, Argument, Open, PathText, Strict, Time, UserName
 from sandboxd.contract.reasons import SandboxReason
 from sandboxd.contract.states import SandboxState
+from sandboxd.contract.trust import GatewayInfo, Trust
 from sandboxd.contract.tunnels import MAX_TUNNELS, NodeTunnel
 
 Ordinal = Annotated[int, Field(le=2**53)]
@@ -304,6 +305,10 @@ class NodeReport(Open):
     images: list[NodeImage]
     pool: PoolReport = PoolReport()
     sandboxes: list[SandboxReport]
+    gateway: GatewayInfo | None = None
+    """Where clients reach the node itself; null while its gateway is away."""
+    trust_revision: str = ""
+    """What the node believes of tokens; the answer says what it should, if that is something else."""
 
 
 class ReportAnswer(Open):
@@ -314,3 +319,5 @@ class ReportAnswer(Open):
     """Ended sandboxes whose end is recorded: the node may forget them."""
     bury: list[SandboxId] = Field(default_factory=list[str])
     """Sandboxes that must not run any more (deleted, or lost longer than the grace)."""
+    trust: Trust | None = None
+    """Null: what the node believes of tokens is right."""

@@ -10,6 +10,7 @@ from sandboxd.images.base import Images
 from sandboxd.manager.manager import Manager
 from sandboxd.runner.life import Life
 from sandboxd.runtime.base import Runtime, RuntimeUsage
+from sandboxd.trust import TrustStore
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,8 +31,9 @@ class NodeFacts:
 class Reporter:
     """Makes reports; each has a higher sequence than the one before."""
 
-    def __init__(self, manager: Manager, images: Images, facts: NodeFacts) -> None:
+    def __init__(self, manager: Manager, images: Images, facts: NodeFacts, trust: TrustStore) -> None:
         self._manager = manager
+        self._trust = trust
         self._images = images
         self._facts = facts
         self._sequence = 0
@@ -73,6 +75,8 @@ class Reporter:
             images=self._images.held(),
             pool=self._manager.pool.report(),
             sandboxes=sandboxes,
+            gateway=self._trust.gateway(),
+            trust_revision=self._trust.revision,
         )
 
 

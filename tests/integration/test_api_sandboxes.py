@@ -30,6 +30,7 @@ async def test_a_create_answers_the_running_sandbox(stand: Stand) -> None:
     assert answer.headers["Cache-Control"] == "no-store"
     assert answer.headers["Sandlot-Request-Id"].startswith("req")
     assert stand.node.sandboxes[sandbox["id"]].ensure.spec.env == {"K": "v"}
+    assert sandbox.pop("access")["token"]
     got = await stand.root.get(sandbox["id"])
     assert got | {"remaining_seconds": 0} == sandbox | {"remaining_seconds": 0}
 

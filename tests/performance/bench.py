@@ -407,6 +407,7 @@ BENCHMARKS: dict[str, Callable[[Platform, RawBox], Awaitable[list[Row]]]] = {
     "tunnels": lambda platform, raw: importlib.import_module("raw_tunnels").tunnels(platform, raw),
     **egress.benchmarks(client),
     "names": lambda platform, raw: importlib.import_module("names").names(platform, raw),
+    "gateway": lambda platform, raw: importlib.import_module("gateway").gateway(platform, raw),
     "sampling": lambda platform, raw: importlib.import_module("sampling").sampling(platform, raw),
 }
 

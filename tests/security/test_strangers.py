@@ -20,7 +20,7 @@ DOCUMENT: Final = json.loads((Path(__file__).resolve().parents[2] / "openapi" / 
 OPERATIONS: Final[list[tuple[str, str]]] = [
     (method, path) for path, methods in DOCUMENT["paths"].items() for method in methods if method != "head"
 ]
-PUBLIC: Final = {("get", "/healthz"), ("get", "/readyz"), ("get", "/errors/{code}")}
+PUBLIC: Final = {("get", "/.well-known/jwks.json"), ("get", "/healthz"), ("get", "/readyz"), ("get", "/errors/{code}")}
 OF_THE_CALLER: Final = {
     ("post", "/v1/sandboxes"),
     ("get", "/v1/sandboxes"),
@@ -44,6 +44,7 @@ BODIES: Final[dict[str, Any]] = {
     "files": {"path": "/tmp/x"},
     "move": {"from": "/tmp/x", "to": "/tmp/y"},
     "extend": {"timeout_seconds": 60},
+    "tokens": {"scopes": ["files"]},
     "tunnels": {"port": 80, "kind": "tcp"},
     "{tunnel_id}": {"allow_cidrs": ["192.0.2.0/24"]},
     "egress": {"mode": "blocked"},
@@ -147,7 +148,7 @@ def area_of(template: str) -> str:
     """The scope's area: a route's last collection."""
     if "/processes" in template or template.endswith("}/run"):
         return "processes"
-    if "/tunnels" in template:
+    if "/tunnels" in template or template.endswith("/tokens"):
         return "tunnels"
     return "files" if template.split("/")[4:5] in FILE_COLLECTIONS else "sandboxes"
 
@@ -244,7 +245,7 @@ async def test_the_internal_calls_are_not_public(stand: Stand) -> None:
 async def test_keys_lie_hashed_and_private(stand: Stand, tmp_path: Path) -> None:
     private = tmp_path / "data" / "api"
     key = (private / "root-key").read_text().strip()
-    for name in ("root-key", "secret"):
+    for name in ("root-key", "secret", "token-keys"):
         assert (private / name).stat().st_mode & 0o777 == 0o600
     for path in private.glob("api.db*"):
         data = path.read_bytes()

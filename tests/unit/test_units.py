@@ -13,7 +13,13 @@ from infra.config import LauncherConfig
 from infra.launcher import units
 
 CONFIG = LauncherConfig(instance="other", data_dir=Path("/srv/other"), run_dir=Path("/run/other"))
-NAMES = {"sandlot-other.target", "sandlot-other-api.service", "sandlot-other-node.service", "sandlot.slice"}
+NAMES = {
+    "sandlot-other.target",
+    "sandlot-other-api.service",
+    "sandlot-other-node.service",
+    "sandlot-other-gateway.service",
+    "sandlot.slice",
+}
 MOUNTING = re.compile(
     r"^(Protect(System|Home|Kernel|Control|Proc|Clock)|Private(Tmp|Devices|Mounts|Users|Network)|ReadWritePaths"
     r"|ReadOnlyPaths|InaccessiblePaths|TemporaryFileSystem|BindPaths|MountFlags|RootDirectory|ProcSubset)"
@@ -53,6 +59,7 @@ def test_names_of_the_default_instance_are_plain() -> None:
         "sandlot.target",
         "sandlot-api.service",
         "sandlot-node.service",
+        "sandlot-gateway.service",
         "sandlot.slice",
     }
 

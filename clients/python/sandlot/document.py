@@ -6,6 +6,13 @@ Every field may be absent: an older server does not have it. Enumerations are te
 from typing import Any, TypedDict
 
 
+class Access(TypedDict, total=False):
+    url: str | None
+    token: str
+    expires_at: str
+    scopes: list[str]
+
+
 class ArchiveResult(TypedDict, total=False):
     files: int
     directories: int
@@ -94,6 +101,94 @@ class CreateSandbox(TypedDict, total=False):
     wait_seconds: float
 
 
+class CreateToken(TypedDict, total=False):
+    scopes: list[str]
+    expires_in_seconds: int
+    port: int | None
+    path: str | None
+    identity: dict[str, Any] | None
+
+
+class EgressState(TypedDict, total=False):
+    mode: str
+    generation: int
+    applied_generation: int
+
+
+class Resources(TypedDict, total=False):
+    cpus: float
+    memory_mib: int
+    disk_mib: int
+    max_processes: int
+
+
+class SandboxImage(TypedDict, total=False):
+    id: str
+    reference: str
+    digest: str
+
+
+class Tunnel(TypedDict, total=False):
+    id: str
+    sandbox_id: str
+    port: int | None
+    kind: str
+    visibility: str
+    allow_cidrs: list[str]
+    server_name: str | None
+    state: str
+    reason: str | None
+    message: str | None
+    host: str | None
+    public_port: int | None
+    url: str | None
+    path_url: str | None
+    in_bytes: int | None
+    out_bytes: int | None
+    created_at: str
+
+
+class CreatedSandbox(TypedDict, total=False):
+    id: str
+    project_id: str
+    key_id: str
+    name: str | None
+    state: str
+    reason: str | None
+    message: str | None
+    desired_state: str
+    generation: int
+    metadata: dict[str, str]
+    image: SandboxImage | None
+    snapshot_id: str | None
+    parent_id: str | None
+    node_id: str | None
+    resources: Resources
+    user: str | None
+    cwd: str | None
+    shell: str | None
+    entrypoint: list[str] | None
+    entrypoint_process_id: str | None
+    exit_code: int | None
+    timeout_seconds: int | None
+    idle_timeout_seconds: int | None
+    idle_ignores_processes: bool
+    on_timeout: str
+    on_idle: str
+    auto_resume: bool
+    paused_retention_seconds: int | None
+    expires_at: str | None
+    remaining_seconds: float | None
+    last_active_at: str | None
+    egress: EgressState
+    tunnels: list[Tunnel]
+    created_at: str
+    started_at: str | None
+    paused_at: str | None
+    ended_at: str | None
+    access: Access | None
+
+
 class Decision(TypedDict, total=False):
     cursor: str
     first_at: str
@@ -154,12 +249,6 @@ class EgressExplanation(TypedDict, total=False):
     rule: str | None
     reason: str | None
     hint: str | None
-
-
-class EgressState(TypedDict, total=False):
-    mode: str
-    generation: int
-    applied_generation: int
 
 
 class ErrorPage(TypedDict, total=False):
@@ -376,6 +465,10 @@ class ProcessSpec(TypedDict, total=False):
     output: OutputPolicy
 
 
+class PublicKeys(TypedDict, total=False):
+    keys: list[dict[str, str]]
+
+
 class Readiness(TypedDict, total=False):
     checks: dict[str, bool]
 
@@ -383,13 +476,6 @@ class Readiness(TypedDict, total=False):
 class ResizeSpec(TypedDict, total=False):
     rows: int
     cols: int
-
-
-class Resources(TypedDict, total=False):
-    cpus: float
-    memory_mib: int
-    disk_mib: int
-    max_processes: int
 
 
 class RunFile(TypedDict, total=False):
@@ -507,32 +593,6 @@ class SampleList(TypedDict, total=False):
     next_cursor: str | None
 
 
-class SandboxImage(TypedDict, total=False):
-    id: str
-    reference: str
-    digest: str
-
-
-class Tunnel(TypedDict, total=False):
-    id: str
-    sandbox_id: str
-    port: int | None
-    kind: str
-    visibility: str
-    allow_cidrs: list[str]
-    server_name: str | None
-    state: str
-    reason: str | None
-    message: str | None
-    host: str | None
-    public_port: int | None
-    url: str | None
-    path_url: str | None
-    in_bytes: int | None
-    out_bytes: int | None
-    created_at: str
-
-
 class Sandbox(TypedDict, total=False):
     id: str
     project_id: str
@@ -590,6 +650,13 @@ class Status(TypedDict, total=False):
 class StdinResult(TypedDict, total=False):
     offset: int
     closed: bool
+
+
+class Token(TypedDict, total=False):
+    token: str
+    expires_at: str
+    scopes: list[str]
+    url: str | None
 
 
 class TunnelList(TypedDict, total=False):

@@ -53,6 +53,13 @@ OPERATIONS: Final = {
         ),
         (),
     ),
+    "create_token": Operation(
+        "POST",
+        "/v1/sandboxes/{sandbox_id}/tokens",
+        (),
+        ("scopes", "expires_in_seconds", "port", "path", "identity"),
+        ("scopes",),
+    ),
     "delete_sandbox": Operation("DELETE", "/v1/sandboxes/{sandbox_id}", ("grace_seconds", "wait_seconds"), (), ()),
     "delete_sandboxes": Operation("POST", "/v1/sandboxes/delete", (), ("filter", "dry_run"), ("filter",)),
     "dial_port": Operation("GET", "/v1/sandboxes/{sandbox_id}/dial", ("port",), (), ()),
@@ -70,6 +77,7 @@ OPERATIONS: Final = {
     "get_process": Operation(
         "GET", "/v1/sandboxes/{sandbox_id}/processes/{process_id}", ("wait_seconds", "wait_for"), (), ()
     ),
+    "get_public_keys": Operation("GET", "/.well-known/jwks.json", (), (), ()),
     "get_readiness": Operation("GET", "/readyz", (), (), ()),
     "get_result": Operation(
         "GET",

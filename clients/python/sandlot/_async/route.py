@@ -24,6 +24,11 @@ class AsyncRoute:
         self.path = f"/v1/sandboxes/{segment(sandbox_id)}"
         self.access = access
 
+    @property
+    def by_api(self) -> "AsyncRoute":
+        """The same sandbox, for calls that only the api serves."""
+        return AsyncRoute(self.client, self.sandbox_id)
+
     async def call(self, method: str, path: str, **fields: Any) -> Any:
         """Return the JSON of a data-plane call; `fields` are those of Request."""
         return await self.client.call(Request(method, self.path + path, **fields), self.access)

@@ -34,6 +34,7 @@ from sandlot.retries import Patience
 _CREATE_WAIT_SECONDS: Final = 60
 _STOP_WAIT_SECONDS: Final = 30
 _LONGEST_WAIT_SECONDS: Final = 60
+_NODE_SCOPES = ("processes", "files", "tunnels")
 _RUN_TIMEOUT_SECONDS: Final = 300
 """What a run has unless told; a process of its own has none."""
 _LARGEST_INPUT: Final = 4 * 1024 * 1024
@@ -414,6 +415,20 @@ class AsyncSandbox:
                 detail = f"nothing listens on port {port} after {timeout_seconds:g} s"
                 raise PortNotListeningError(502, {"code": "port_not_listening", "detail": detail, "port": port})
 
+    async def use_node(self) -> None:
+        """Have calls go to the node directly from now on, where it has a gateway; by the api where not.
+
+        A sandbox that was created here does so already. ApiError if the key may make no token for it.
+        """
+        request = Request(
+            "POST",
+            f"{self._path}/tokens",
+            body={"scopes": list(_NODE_SCOPES)},
+            idempotency_key=new_idempotency_key(),
+        )
+        answer = as_object(await self._client.call(request))
+        self._route.access = NodeAccess.parse({"id": self.id, "access": answer}, self._client.settings.url)
+
     async def dial(self, port: int) -> AsyncConnection:
         """Connect to a port on the sandbox's loopback: bytes both ways, through no tunnel that others could use."""
         return await AsyncConnection.open(self._route, port)
@@ -430,7 +445,8 @@ class AsyncSandbox:
         patience = Patience(self._client.retries)
         while True:
             try:
-                async with aclosing(self._route.lines("/logs", query | ({"after": after} if after else {}))) as lines:
+                asked = query | ({"after": after} if after else {})
+                async with aclosing(self._route.by_api.lines("/logs", asked)) as lines:
                     async for raw in lines:
                         patience.progress()
                         after = text(raw, "cursor") or after
@@ -450,7 +466,7 @@ class AsyncSandbox:
         """Return what it used, a sample each `step_seconds`; of the last five minutes unless asked."""
         given = {"start": iso(start), "end": iso(end), "step_seconds": step_seconds}
         query = {name: value for name, value in given.items() if value is not None}
-        async with aclosing(self._route.pages("/metrics", query)) as items:
+        async with aclosing(self._route.by_api.pages("/metrics", query)) as items:
             return [Sample.parse(item) async for item in items]
 
     async def _start_with(self, body: dict[str, Any], data: str | bytes) -> AsyncProcess:

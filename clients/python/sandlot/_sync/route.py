@@ -25,6 +25,11 @@ class Route:
         self.path = f"/v1/sandboxes/{segment(sandbox_id)}"
         self.access = access
 
+    @property
+    def by_api(self) -> "Route":
+        """The same sandbox, for calls that only the api serves."""
+        return Route(self.client, self.sandbox_id)
+
     def call(self, method: str, path: str, **fields: Any) -> Any:
         """Return the JSON of a data-plane call; `fields` are those of Request."""
         return self.client.call(Request(method, self.path + path, **fields), self.access)

@@ -35,6 +35,7 @@ from sandlot.retries import Patience
 _CREATE_WAIT_SECONDS: Final = 60
 _STOP_WAIT_SECONDS: Final = 30
 _LONGEST_WAIT_SECONDS: Final = 60
+_NODE_SCOPES = ("processes", "files", "tunnels")
 _RUN_TIMEOUT_SECONDS: Final = 300
 """What a run has unless told; a process of its own has none."""
 _LARGEST_INPUT: Final = 4 * 1024 * 1024
@@ -415,6 +416,20 @@ class Sandbox:
                 detail = f"nothing listens on port {port} after {timeout_seconds:g} s"
                 raise PortNotListeningError(502, {"code": "port_not_listening", "detail": detail, "port": port})
 
+    def use_node(self) -> None:
+        """Have calls go to the node directly from now on, where it has a gateway; by the api where not.
+
+        A sandbox that was created here does so already. ApiError if the key may make no token for it.
+        """
+        request = Request(
+            "POST",
+            f"{self._path}/tokens",
+            body={"scopes": list(_NODE_SCOPES)},
+            idempotency_key=new_idempotency_key(),
+        )
+        answer = as_object(self._client.call(request))
+        self._route.access = NodeAccess.parse({"id": self.id, "access": answer}, self._client.settings.url)
+
     def dial(self, port: int) -> Connection:
         """Connect to a port on the sandbox's loopback: bytes both ways, through no tunnel that others could use."""
         return Connection.open(self._route, port)
@@ -431,7 +446,8 @@ class Sandbox:
         patience = Patience(self._client.retries)
         while True:
             try:
-                with closing(self._route.lines("/logs", query | ({"after": after} if after else {}))) as lines:
+                asked = query | ({"after": after} if after else {})
+                with closing(self._route.by_api.lines("/logs", asked)) as lines:
                     for raw in lines:
                         patience.progress()
                         after = text(raw, "cursor") or after
@@ -451,7 +467,7 @@ class Sandbox:
         """Return what it used, a sample each `step_seconds`; of the last five minutes unless asked."""
         given = {"start": iso(start), "end": iso(end), "step_seconds": step_seconds}
         query = {name: value for name, value in given.items() if value is not None}
-        with closing(self._route.pages("/metrics", query)) as items:
+        with closing(self._route.by_api.pages("/metrics", query)) as items:
             return [Sample.parse(item) for item in items]
 
     def _start_with(self, body: dict[str, Any], data: str | bytes) -> Process:

@@ -12,7 +12,7 @@ from sandlot._async.connection import AsyncConnection
 from sandlot._async.sandbox import AsyncSandbox
 from sandlot.cli import options, show
 from sandlot.cli.work import do
-from sandlot.errors import SandlotError
+from sandlot.errors import ApiError, SandlotError
 
 _PIECE_BYTES = 65_536
 _LARGEST_PORT = 65_535
@@ -30,6 +30,8 @@ def port_forward(
 
     async def work(client: AsyncClient) -> None:
         box = await AsyncSandbox.connect(sandbox, client=client)
+        with suppress(ApiError):  # a key that makes no tokens, or an api that has none: the connections go by the api
+            await box.use_node()
         async with anyio.create_task_group() as tasks:
             for local, remote in pairs:
                 listener = await anyio.create_tcp_listener(local_host=address, local_port=local)

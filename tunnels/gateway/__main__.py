@@ -1,0 +1,5 @@
+"""`python -m tunnels.gateway`."""
+
+from tunnels.gateway.program import main
+
+main()

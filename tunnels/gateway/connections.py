@@ -1,0 +1,160 @@
+"""Connections of clients: how many there may be, how long a head may take, and one reading of where requests end.
+
+The parser is aiohttp's (llhttp, strict): both a length and chunks, a length twice, or a bare line end are refused.
+"""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, cast
+
+from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.web_protocol import RequestHandler
+
+from tunnels.gateway.answers import new_request_id, refuse
+from tunnels.problems import Refusal
+
+HEAD_SECONDS: Final = 60.0
+"""From the beginning of a connection, or the last answer on it, to the end of the next request's headers."""
+MAX_LINE_BYTES: Final = 8190
+"""A header, or a request's path with its query."""
+MAX_HEADERS: Final = 100
+_LINGERING_SECONDS: Final = 2.0
+_READ_BYTES: Final = 128 * 1024
+_NOBODY: Final = logging.getLogger("tunnels.gateway.nobody")
+"""What clients send is no business of our log."""
+
+Handle = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+
+
+class Limits:
+    """Counts connections."""
+
+    def __init__(self, *, most: int, most_of_one: int) -> None:
+        self._most = most
+        self._most_of_one = most_of_one
+        self._by_address: Counter[str] = Counter()
+        self.open = 0
+        self.refused = 0
+
+    def enter(self, address: str) -> bool:
+        """Take one more in; False where there are too many."""
+        if self.open >= self._most or self._by_address[address] >= self._most_of_one:
+            self.refused += 1
+            return False
+        self.open += 1
+        self._by_address[address] += 1
+        return True
+
+    def leave(self, address: str) -> None:
+        self.open -= 1
+        self._by_address[address] -= 1
+        if not self._by_address[address]:
+            del self._by_address[address]
+
+
+class _Connection(RequestHandler):
+    """One client."""
+
+    __slots__ = ("_address", "_answered", "_limits")
+
+    def __init__(self, manager: "Server", limits: Limits, **options: Any) -> None:
+        super().__init__(manager, **options)
+        self._limits = limits
+        self._address: str | None = None
+        self._answered = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        address = address_of(transport)
+        if not self._limits.enter(address):
+            cast("asyncio.Transport", transport).abort()
+            return
+        self._address = address
+        super().connection_made(transport)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        if self._address is not None:
+            self._limits.leave(self._address)
+            self._address = None
+            super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._address is not None:
+            super().data_received(data)
+
+    def eof_received(self) -> bool | None:  # pyright: ignore[reportIncompatibleMethodOverride] - asyncio's own type
+        """Let a client that has said all it had to say read its answer."""
+        transport, parser = self.transport, self._parser
+        pending = self._request_count > self._answered
+        if not pending or self.has_switched or transport is None or not transport.can_write_eof():
+            return None
+        try:
+            if parser is not None:
+                parser.feed_eof()
+        except HttpProcessingError:
+            return None  # in the middle of a body
+        self.close()
+        return True
+
+    @property
+    def has_switched(self) -> bool:
+        """Whether what comes is no longer HTTP."""
+        return bool(self._upgraded)  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType] - a bool
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """Send what is left of an answer (the base's call)."""
+        self._answered += 1
+        return await super().finish_response(request, resp, start_time)
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,  # noqa: ARG002 - the base's signature
+        message: str | None = None,  # noqa: ARG002 - it repeats what was sent
+    ) -> web.StreamResponse:
+        """Answer what cannot be read, or is our fault, and hang up."""
+        if request.writer.output_size > 0:
+            raise ConnectionError("an answer has begun")
+        if status < 500:
+            detail = "This is not HTTP as it is spoken here, or a line of it is too long."
+            refusal = Refusal.of("malformed_request", detail, new_request_id())
+        else:
+            refusal = Refusal.of("internal", "This is a fault of the gateway.", new_request_id())
+        answer = refuse(refusal, as_page=False)
+        answer.force_close()
+        return answer
+
+
+class Server(web.Server):
+    """Makes connections."""
+
+    def __init__(self, handle: Handle, limits: Limits) -> None:
+        super().__init__(handle, handler_cancellation=True)
+        self._limits = limits
+
+    def __call__(self) -> RequestHandler:
+        return _Connection(
+            self,
+            self._limits,
+            loop=self._loop,
+            keepalive_timeout=HEAD_SECONDS,
+            access_log=None,
+            logger=_NOBODY,
+            max_line_size=MAX_LINE_BYTES,
+            max_field_size=MAX_LINE_BYTES,
+            max_headers=MAX_HEADERS,
+            lingering_time=_LINGERING_SECONDS,
+            read_bufsize=_READ_BYTES,
+            auto_decompress=False,
+        )
+
+
+def address_of(transport: asyncio.BaseTransport | None) -> str:
+    """Return the address of who is at the other end."""
+    peer: Any = None if transport is None else transport.get_extra_info("peername")
+    return str(peer[0]) if isinstance(peer, tuple) and peer else "unknown"  # pyright: ignore[reportUnknownArgumentType]

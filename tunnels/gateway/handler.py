@@ -1,0 +1,202 @@
+"""What the gateway does with a request: finds where it leads, has the node decide, and passes it on."""
+
+import asyncio
+import socket
+import time
+from dataclasses import dataclass
+from typing import Final
+
+from aiohttp import web
+
+from tunnels.gateway.answers import CORS, PREFLIGHT, REQUEST_ID, new_request_id, refuse
+from tunnels.gateway.connections import address_of
+from tunnels.gateway.forward import BrokenInsideError, exchange
+from tunnels.gateway.node import NodeAwayError, NodeLink, session_over
+from tunnels.hygiene import (
+    HOP_BY_HOP,
+    Credentials,
+    credentials_of,
+    inward,
+    outward,
+    token_cookie,
+    upgrade_of,
+    wants_html,
+    without_token,
+)
+from tunnels.problems import Refusal
+from tunnels.routing import PORT_HEADER, SANDBOX_HEADER, DataCall, Names, RoutingError, Visit
+from tunnels.ways import StreamAnswer, StreamRequest
+
+_NOT_HERE: Final = frozenset({"CONNECT", "TRACE"})
+_SAFE: Final = frozenset({"GET", "HEAD"})
+_TO_NODE: Final = frozenset(
+    {
+        "accept",
+        "authorization",
+        "content-encoding",
+        "content-length",
+        "content-type",
+        "idempotency-key",
+        "if-match",
+        "if-none-match",
+        "last-event-id",
+        "range",
+        "sec-websocket-extensions",
+        "sec-websocket-key",
+        "sec-websocket-protocol",
+        "sec-websocket-version",
+        "traceparent",
+        "tracestate",
+        "x-api-key",
+    }
+)
+"""A node is told what a call needs, and nothing else that a client sends."""
+_NOT_TO_CLIENT: Final = HOP_BY_HOP | {"date", "server"}
+_DAY_SECONDS: Final = 86_400
+
+
+class RefusedError(Exception):
+    """The request is answered with a problem."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(refusal.code)
+        self.refusal = refusal
+
+
+@dataclass(frozen=True, slots=True)
+class Handler:
+    """Serves requests."""
+
+    names: Names
+    node: NodeLink
+    scheme: str
+
+    async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
+        request_id = new_request_id()
+        headers = _pairs(request)
+        cors = False
+        try:
+            found = self._find(request)
+            if isinstance(found, Visit):
+                return await self._visit(request, found, headers, request_id)
+            cors = True
+            return await self._call(request, request_id)
+        except RoutingError as error:
+            if error.code == "route_not_found" and request.raw_path == "/healthz":
+                return web.Response(body=b'{"status":"ok"}', content_type="application/json")
+            refusal = Refusal.of(error.code, error.detail, request_id)
+        except RefusedError as error:
+            refusal = error.refusal
+        return refuse(refusal, as_page=not cors and wants_html(headers), cors=cors)
+
+    def _find(self, request: web.BaseRequest) -> Visit | DataCall:
+        target = request.raw_path
+        if request.method in _NOT_HERE:
+            raise RoutingError("method_not_allowed", f"{request.method} is not served.")
+        if not target.isascii() or not target.isprintable() or "#" in target or " " in target:
+            raise RoutingError("malformed_request", "The path holds what must be written with %.")
+        hosts, sandboxes, ports = (request.headers.getall(name, []) for name in ("Host", SANDBOX_HEADER, PORT_HEADER))
+        return self.names.find(target, hosts, sandboxes, ports)
+
+    async def _visit(
+        self, request: web.BaseRequest, visit: Visit, headers: list[tuple[str, str]], request_id: str
+    ) -> web.StreamResponse:
+        credentials = credentials_of(headers, visit.target)
+        client = address_of(request.transport)
+        answer, link = await self._stream(request_id, visit, client, credentials)
+        async with session_over(link) as session:
+            if self._came_by_address(request, credentials, answer):
+                return self._keep_token(request, visit, credentials, answer)
+            host = request.headers["Host"]
+            sent = inward(headers, visit, client=client, scheme=self.scheme, host=host, identity=answer.identity)
+            try:
+                return await exchange(
+                    request,
+                    session,
+                    without_token(visit.target),
+                    sent,
+                    lambda pairs: outward(pairs, visit),
+                    upgrade=upgrade_of(headers),
+                )
+            except BrokenInsideError as error:
+                detail = f"What listens on port {visit.port} does not answer in HTTP."
+                raise RefusedError(Refusal.of("port_not_listening", detail, request_id, reason="broken")) from error
+
+    async def _stream(
+        self, request_id: str, visit: Visit, client: str, credentials: Credentials
+    ) -> tuple[StreamAnswer, socket.socket]:
+        asked = StreamRequest(sandbox_id=visit.sandbox_id, port=visit.port, client=client, tokens=credentials.tokens)
+        try:
+            answer, link = await self.node.stream(asked)
+        except NodeAwayError as error:
+            raise RefusedError(_away(request_id)) from error
+        if answer.problem is not None or link is None:
+            problem = answer.problem or {}
+            raise RefusedError(Refusal.passed_on({**problem, "request_id": request_id}))
+        return answer, link
+
+    @staticmethod
+    def _came_by_address(request: web.BaseRequest, credentials: Credentials, answer: StreamAnswer) -> bool:
+        return (
+            credentials.in_address is not None
+            and answer.token is not None
+            and credentials.tokens[answer.token] == credentials.in_address
+            and request.method in _SAFE
+            and "Upgrade" not in request.headers
+        )
+
+    def _keep_token(
+        self, request: web.BaseRequest, visit: Visit, credentials: Credentials, answer: StreamAnswer
+    ) -> web.Response:
+        """Send the client to the same address without the token, which it keeps as a cookie."""
+        left = max(1, (answer.expires_at or 0) - int(time.time()))
+        cookie = token_cookie(
+            credentials.in_address or "", visit, secure=self.scheme == "https", seconds=min(left, 7 * _DAY_SECONDS)
+        )
+        # Absolute: a path may begin with two slashes.
+        location = f"{self.scheme}://{request.headers['Host']}{visit.prefix}{without_token(visit.target)}"
+        headers = {
+            "Location": location,
+            "Set-Cookie": cookie,
+            "Cache-Control": "no-store",
+            "Referrer-Policy": "no-referrer",
+        }
+        return web.Response(status=302, headers=headers)
+
+    async def _call(self, request: web.BaseRequest, request_id: str) -> web.StreamResponse:
+        if request.method == "OPTIONS":
+            return web.Response(status=204, headers=PREFLIGHT)
+        headers = [(name, value) for name, value in _pairs(request) if name.lower() in _TO_NODE]
+        headers.append((REQUEST_ID, request_id))
+        own = [("Cache-Control", "no-store"), (REQUEST_ID, request_id), *CORS.items()]
+        replaced = _NOT_TO_CLIENT | {name.lower() for name, _ in own}
+        try:
+            return await exchange(
+                request,
+                self.node.calls,
+                request.raw_path,
+                headers,
+                lambda pairs: [*(pair for pair in pairs if pair[0].lower() not in replaced), *own],
+                upgrade=upgrade_of(_headers_of_upgrade(request)),
+            )
+        except BrokenInsideError as error:
+            raise RefusedError(_away(request_id)) from error
+
+
+def _headers_of_upgrade(request: web.BaseRequest) -> list[tuple[str, str]]:
+    return [(name, value) for name, value in _pairs(request) if name.lower() in {"upgrade", "connection"}]
+
+
+def _away(request_id: str) -> Refusal:
+    return Refusal.of("node_unreachable", "The node agent does not answer.", request_id)
+
+
+def _pairs(request: web.BaseRequest) -> list[tuple[str, str]]:
+    return list(request.headers.items())
+
+
+async def say_hello(node: NodeLink, body: dict[str, object], *, every_seconds: float) -> None:
+    """Tell the node for ever that the gateway is here."""
+    while True:
+        heard = await node.hello(body)
+        await asyncio.sleep(every_seconds if heard else min(every_seconds, 0.5))

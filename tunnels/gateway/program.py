@@ -1,0 +1,122 @@
+"""The program: listens, tells its node, and lets go when told to."""
+
+import asyncio
+import ctypes
+import signal
+import socket
+import sys
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import structlog
+import uvloop
+
+from tunnels.certificates import Certificate
+from tunnels.gateway.config import GatewayConfig
+from tunnels.gateway.connections import Limits, Server
+from tunnels.gateway.handler import Handler, say_hello
+from tunnels.gateway.node import NodeLink
+from tunnels.gateway.passage import BUFFER_BYTES, Passage
+from tunnels.routing import Names
+
+_log = structlog.get_logger()
+_BACKLOG = 2048
+_PR_SET_DUMPABLE = 4
+_HELLO_SECONDS = 5.0
+_DRAIN_SECONDS = 2.0
+
+
+@asynccontextmanager
+async def serving(config: GatewayConfig) -> AsyncGenerator[str]:
+    """Serve while inside; yields the address that clients are told."""
+    async with AsyncExitStack() as stack:
+        certificate = _certificate(config)
+        listener = _listen(config.gateway_host, config.gateway_port)
+        scheme = "http" if certificate is None else "https"
+        url = config.gateway_url or _url(scheme, listener)
+        node = NodeLink(config.node_dir)
+        stack.push_async_callback(node.close)
+        names = Names(config.gateway_domain, by_path=config.by_path)
+        limits = Limits(most=config.gateway_connections, most_of_one=config.gateway_connections_per_address)
+        server = Server(Handler(names, node, scheme), limits)
+        loop = asyncio.get_running_loop()
+        context = None if certificate is None else certificate.context
+        accepting = await loop.create_server(server, sock=listener, backlog=_BACKLOG, ssl=context)
+        passing = await _passing_tls(config, node, names, limits)
+        hello: dict[str, object] = {
+            "url": url,
+            "domain": names.domain,
+            "by_path": names.by_path,
+            "tls_port": None if passing is None else passing.sockets[0].getsockname()[1],
+        }
+        group = await stack.enter_async_context(asyncio.TaskGroup())
+        tasks = [group.create_task(say_hello(node, hello, every_seconds=_HELLO_SECONDS))]
+        if certificate is not None:
+            tasks.append(group.create_task(certificate.follow()))
+        try:
+            yield url
+        finally:
+            for task in tasks:
+                task.cancel()
+            accepting.close()
+            if passing is not None:
+                passing.close()
+            server.pre_shutdown()
+            await server.shutdown(_DRAIN_SECONDS)
+
+
+def _certificate(config: GatewayConfig) -> Certificate | None:
+    if config.gateway_tls_certificate is None or config.gateway_tls_key is None:
+        return None
+    return Certificate(config.gateway_tls_certificate, config.gateway_tls_key)
+
+
+async def _passing_tls(config: GatewayConfig, node: NodeLink, names: Names, limits: Limits) -> asyncio.Server | None:
+    """Listen for what is passed on by its name, where a port is set for that."""
+    if config.gateway_tls_port is None:
+        return None
+    listener = _listen(config.gateway_host, config.gateway_tls_port)
+    passage = Passage(node, names, limits)
+    return await asyncio.start_server(passage.serve, sock=listener, backlog=_BACKLOG, limit=BUFFER_BYTES)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind((host, port))
+    listener.setblocking(False)  # noqa: FBT003 - its only parameter
+    return listener
+
+
+def _url(scheme: str, listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+
+
+async def _serve(config: GatewayConfig) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with serving(config) as url:
+        _log.info("serving", url=url, node=str(config.node_dir))
+        await stop.wait()
+    _log.info("stopped")
+
+
+def main() -> None:
+    """Run until SIGTERM or SIGINT."""
+    # Tokens and what clients send pass through this memory: it goes into no dump.
+    ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+    )
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(GatewayConfig()))
