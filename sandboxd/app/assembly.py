@@ -35,6 +35,7 @@ from sandboxd.hooks.rootfs import RootfsHook
 from sandboxd.hooks.slot import SlotHook
 from sandboxd.images.base import Images
 from sandboxd.images.fake import FakeImages
+from sandboxd.images.opening import image_store
 from sandboxd.images.store import ImageStore, config_from_json
 from sandboxd.ledger.base import Ledger
 from sandboxd.ledger.sqlite import SqliteLedger
@@ -125,7 +126,7 @@ def real_parts(config: NodeConfig) -> Parts:
     return Parts(
         runtime=runtime,
         network=network,
-        images=ImageStore(config.data_dir / "images"),
+        images=image_store(config),
         ledger=ledger,
         host=LinuxHost(config.upper_dir),
         clock=HostClock(),

@@ -72,7 +72,9 @@ class ErofsReader:
         try:
             (kind,) = struct.unpack_from("<H", self._map, at)
             if kind & 1:
-                _, xattrs, mode, _, size, block, _, uid, gid, seconds, rest, links = _EXTENDED.unpack_from(self._map, at)
+                _, xattrs, mode, _, size, block, _, uid, gid, seconds, rest, links = _EXTENDED.unpack_from(
+                    self._map, at
+                )
                 end = at + _EXTENDED.size
             else:
                 _, xattrs, mode, links, size, _, block, _, uid, gid, _ = _COMPACT.unpack_from(self._map, at)
@@ -98,7 +100,7 @@ class ErofsReader:
             raise ImageDamagedError("image file has data beyond its end")
         return data
 
-    def bytes(self, start: int, length: int) -> bytes:
+    def read(self, start: int, length: int) -> bytes:
         """Read what lies there."""
         return self._map[start : start + length]
 
@@ -157,3 +159,9 @@ def units_of(path: Path) -> Iterator[tuple[int, int]]:
         for offset in range(0, size, _UNIT_BYTES):
             yield start + offset, min(_UNIT_BYTES, size - offset)
         at = start + size + -size % _BLOCK
+
+
+def meta_bytes_of(path: Path) -> int:
+    """Return how much of the start of an image has no content of files: all of it, if there is none."""
+    first = next(units_of(path), None)
+    return path.stat().st_size if first is None else first[0]

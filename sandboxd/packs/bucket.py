@@ -1,18 +1,13 @@
 """Objects in a bucket of whatever speaks S3."""
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import obstore
-from obstore.exceptions import (
-    BaseError,
-    NotFoundError,
-    PermissionDeniedError,
-    UnauthenticatedError,
-)
+from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
 from obstore.store import S3Store
 
 from sandboxd.packs.blobs import (
@@ -25,6 +20,10 @@ from sandboxd.packs.blobs import (
     too_large,
     too_short,
 )
+
+if TYPE_CHECKING:
+    from obstore import ObjectMeta
+    from obstore.store import S3Config
 
 _CONNECT: Final = timedelta(seconds=5)
 _REQUEST: Final = timedelta(seconds=60)
@@ -55,25 +54,28 @@ class BucketBlobs:
 
     def __init__(self, place: Place) -> None:
         self._name = f"s3://{place.bucket}/{place.prefix}".rstrip("/")
-        keys = {
-            "access_key_id": place.access_key,
-            "secret_access_key": place.secret_key,
-            "session_token": place.session_token,
+        config: S3Config = {
+            "region": place.region,
+            "skip_signature": place.access_key is None,
+            "virtual_hosted_style_request": False,
         }
+        if place.endpoint is not None:
+            config["endpoint"] = place.endpoint
+        if place.access_key is not None and place.secret_key is not None:
+            config["access_key_id"] = place.access_key
+            config["secret_access_key"] = place.secret_key
+        if place.session_token is not None:
+            config["session_token"] = place.session_token
         self._store = S3Store(
             place.bucket,
             prefix=place.prefix or None,
-            endpoint=place.endpoint,
-            region=place.region,
-            skip_signature=place.access_key is None,
-            virtual_hosted_style_request=False,
+            config=config,
             client_options={
                 "allow_http": (place.endpoint or "").startswith("http://"),
                 "connect_timeout": _CONNECT,
                 "timeout": _REQUEST,
             },
             retry_config={"max_retries": _RETRIES, "retry_timeout": _RETRY},
-            **{name: value for name, value in keys.items() if value is not None},
         )
 
     def put(self, key: str, data: bytes) -> None:
@@ -103,7 +105,8 @@ class BucketBlobs:
 
     def list(self, prefix: str) -> Iterator[Blob]:
         with self._told(prefix):
-            for batch in obstore.list(self._store, checked(prefix)):
+            listed: Iterable[Sequence[ObjectMeta]] = obstore.list(self._store, checked(prefix))  # pyright: ignore[reportUnknownMemberType]
+            for batch in listed:
                 for row in batch:
                     yield Blob(row["path"], row["size"], row["last_modified"].timestamp())
 
@@ -119,7 +122,7 @@ class BucketBlobs:
         """Say in our words what the library says."""
         try:
             yield
-        except (NotFoundError, FileNotFoundError) as error:
+        except FileNotFoundError as error:
             if any(word in str(error) for word in _GONE):
                 raise StoreUnavailableError(f"{self._name}: there is no such bucket") from error
             raise BlobMissingError(f"{key} is not in the store") from error

@@ -1,7 +1,7 @@
 """Which unit lies where: needed when images are made, never when one is started. A cache: the packs are the truth."""
 
 import sqlite3
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterable, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,8 @@ _log = structlog.get_logger(__name__)
 _WAIT_SECONDS: Final = 60
 _TOGETHER: Final = 400
 _SCHEMA: Final = """
-CREATE TABLE IF NOT EXISTS packs (id INTEGER PRIMARY KEY, domain TEXT NOT NULL, hex TEXT NOT NULL, UNIQUE (domain, hex));
+CREATE TABLE IF NOT EXISTS packs (
+  id INTEGER PRIMARY KEY, domain TEXT NOT NULL, hex TEXT NOT NULL, UNIQUE (domain, hex));
 CREATE TABLE IF NOT EXISTS frames (
   pack INTEGER NOT NULL, number INTEGER NOT NULL, offset INTEGER NOT NULL, stored INTEGER NOT NULL,
   raw INTEGER NOT NULL, digest BLOB NOT NULL, PRIMARY KEY (pack, number)) WITHOUT ROWID;
@@ -95,13 +96,13 @@ class UnitIndex:
                     base.execute("DELETE FROM packs WHERE id = ?", row)
 
     @contextmanager
-    def lookup(self, domains: Sequence[str], avoid: Collection[PackName]) -> Iterator["Lookup"]:
+    def lookup(self, domains: Sequence[str], avoid: Collection[PackName]) -> Generator["Lookup"]:
         """Look units up in these domains, the first before the second; what lies in a pack of `avoid` is not there."""
         with self._opened() as base:
             yield Lookup(base, domains, avoid)
 
     @contextmanager
-    def _opened(self) -> Iterator[sqlite3.Connection]:
+    def _opened(self) -> Generator[sqlite3.Connection]:
         """Open the file; one that cannot be read is made anew."""
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:

@@ -1,9 +1,9 @@
 """Records of what is being written: while one is there, nothing it may build on is collected.
 
-The order is what makes it safe, not any clock. Whoever writes: the intent, then the list of what is condemned, then the
-list of what is there; a condemned pack is never built on, and the intent says which ones its writer avoids. The manifest
-comes before the intent goes. Whoever collects looks at these in the same order, and deletes a condemned pack only if
-every intent avoids it and no manifest names it.
+The order is what makes it safe, not any clock. Whoever writes: the intent, then the list of what is condemned, then
+the list of what is there; a condemned pack is never built on, and the intent says which ones its writer avoids. The
+manifest comes before the intent goes. Whoever collects looks at these in the same order, and deletes a condemned pack
+only if every intent avoids it and no manifest names it.
 """
 
 import json

@@ -14,7 +14,8 @@ _VERSION: Final = "v1"
 INTENTS: Final = f"{_VERSION}/intents"
 NODES: Final = f"{_VERSION}/nodes"
 CONDEMNED: Final = f"{_VERSION}/condemned"
-CONTENT: Final = f"{_VERSION}/content"
+PACKS: Final = f"{_VERSION}/packs"
+IMAGES: Final = f"{_VERSION}/images"
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -26,7 +27,7 @@ class PackName:
 
     @property
     def key(self) -> str:
-        return f"{packs_of(self.domain)}/{self.hex}"
+        return f"{PACKS}/{self.domain}/{self.hex}"
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -40,7 +41,7 @@ class ManifestName:
 
     @property
     def key(self) -> str:
-        return f"{images_of(self.domain)}/{self.image}/{self.hex}"
+        return f"{IMAGES}/{self.image}/{self.domain}/{self.hex}"
 
 
 def check_domain(domain: str) -> str:
@@ -51,29 +52,29 @@ def check_domain(domain: str) -> str:
 
 
 def packs_of(domain: str) -> str:
-    return f"{CONTENT}/{domain}/packs"
+    return f"{PACKS}/{domain}"
 
 
-def images_of(domain: str) -> str:
-    return f"{CONTENT}/{domain}/images"
+def manifests_of(image: str) -> str:
+    return f"{IMAGES}/{image}"
 
 
 def parse_key(key: str) -> PackName | ManifestName | None:
     """Read the key of content; None for what is none of ours."""
     match key.split("/"):
-        case [_, "content", domain, "packs", name] if _HEX.fullmatch(name) and _DOMAIN.fullmatch(domain):
-            return PackName(domain, name)
-        case [_, "content", domain, "images", image, name] if (
-            _HEX.fullmatch(image) and _HEX.fullmatch(name) and _DOMAIN.fullmatch(domain)
+        case [version, "packs", domain, name] if version == _VERSION and _HEX.fullmatch(name):
+            return PackName(domain, name) if _DOMAIN.fullmatch(domain) else None
+        case [version, "images", image, domain, name] if (
+            version == _VERSION and _HEX.fullmatch(image) and _HEX.fullmatch(name)
         ):
-            return ManifestName(domain, image, name)
+            return ManifestName(domain, image, name) if _DOMAIN.fullmatch(domain) else None
         case _:
             return None
 
 
 def tombstone_of(name: PackName | ManifestName) -> str:
-    return f"{CONDEMNED}/{name.key.removeprefix(f'{CONTENT}/')}"
+    return f"{CONDEMNED}/{name.key.removeprefix(f'{_VERSION}/')}"
 
 
 def parse_tombstone(key: str) -> PackName | ManifestName | None:
-    return parse_key(f"{CONTENT}/{key.removeprefix(f'{CONDEMNED}/')}")
+    return parse_key(f"{_VERSION}/{key.removeprefix(f'{CONDEMNED}/')}")

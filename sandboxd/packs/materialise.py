@@ -25,6 +25,8 @@ _GAP_BYTES: Final = 128 * 1024
 """Reading so much for nothing costs less than asking twice."""
 _MOST_BESIDE: Final = 16
 _TRIES: Final = 2
+_COPIED: Final = 8
+"""Frames in one go."""
 
 FrameKey = tuple[PackName, int]
 """A frame, wherever it is used: its pack and its offset there."""
@@ -204,23 +206,19 @@ def _fill(filling: Filling, tick: Callable[[], None], fetchers: int) -> None:
     with ThreadPoolExecutor(fetchers) as pool:
         pending: list[Future[None]] = []
 
-        def guarded(work: Callable[[], None]) -> Callable[[], None]:
-            def run() -> None:
-                tick()
-                work()
-
-            return run
+        def fetch(window: _Window) -> None:
+            tick()
+            filling.fetch(window)
 
         def copy(numbers: Sequence[int]) -> None:
+            tick()
             again = [number for number in numbers if not filling.copy(number)]
             for window in windows(filling.manifest, again):
                 filling.fetch(window)
 
         try:
-            for window in windows(filling.manifest, missing):
-                pending.append(pool.submit(guarded(lambda window=window: filling.fetch(window))))
-            for at in range(0, len(local), 8):
-                pending.append(pool.submit(guarded(lambda at=at: copy(local[at : at + 8]))))
+            pending += [pool.submit(fetch, window) for window in windows(filling.manifest, missing)]
+            pending += [pool.submit(copy, local[at : at + _COPIED]) for at in range(0, len(local), _COPIED)]
             done, _ = wait(pending, return_when=FIRST_EXCEPTION)
             for future in done:
                 future.result()
