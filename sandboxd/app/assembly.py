@@ -44,6 +44,7 @@ from sandboxd.manager.host import FakeHost, Host, LinuxHost, is_full
 from sandboxd.manager.manager import Manager
 from sandboxd.manager.pool import PoolPlan
 from sandboxd.manager.reports import NodeFacts, Reporter
+from sandboxd.manager.scrub import Scrub
 from sandboxd.manager.startup import StartUp
 from sandboxd.manager.targets import PoolRules
 from sandboxd.manager.upkeep import Upkeep
@@ -84,6 +85,7 @@ class Node:
     manager: Manager
     reporter: Reporter
     upkeep: Upkeep
+    scrub: Scrub | None
     meters: Meters
 
 
@@ -216,12 +218,17 @@ async def opened(config: NodeConfig, parts: Parts) -> AsyncGenerator[Node]:
                 manager=manager,
                 reporter=Reporter(manager, parts.images, facts),
                 upkeep=Upkeep(parts.network, parts.host, disk_watermark_mib=config.disk_watermark_mib),
+                scrub=_scrub(config, parts.images),
                 meters=Meters(manager, parts.host, version=facts.version, runtime=found.version),
             )
     finally:
         await asyncio.to_thread(manager.tools.sampler.close)
         await parts.network.stop(keep=True)
         await parts.runtime.close()
+
+
+def _scrub(config: NodeConfig, images: Images) -> Scrub | None:
+    return Scrub(images, every_seconds=config.image_scrub_hours * 3600) if isinstance(images, ImageStore) else None
 
 
 def _memory_need_mib(resources: Resources) -> int:

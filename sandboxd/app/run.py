@@ -86,7 +86,9 @@ async def serving(config: NodeConfig, parts: Parts) -> AsyncGenerator[Node]:
         heartbeat = Heartbeat(node.manager, node.reporter, link, parts.clock, every_seconds=config.heartbeat_seconds)
         metrics = operator.listening(node.meters, config.node_metrics_host, config.node_metrics_port)
         async with metrics, asyncio.TaskGroup() as group, _listening(node):
+            scrub = node.scrub
             background = (
+                *(() if scrub is None else (group.create_task(scrub.run(node.manager, parts.clock)),)),
                 group.create_task(node.upkeep.run(node.manager, parts.clock, config.heartbeat_seconds)),
                 group.create_task(heartbeat.run()),
                 group.create_task(node.manager.tools.sampler.run(node.manager.sampled)),

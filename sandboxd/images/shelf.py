@@ -41,9 +41,13 @@ class Shelf:
     """The file with what this directory is called in the store."""
 
     def open(self) -> None:
-        """Have what is needed on this disk."""
+        """Have what is needed on this disk. A store that is not there now may be there later."""
         self.filler.open()
         self._called()
+        try:
+            self.packs.blobs.open()
+        except BlobError as error:
+            _log.warning("the store of images cannot be used", error=str(error))
 
     @asynccontextmanager
     async def keeping(

@@ -226,19 +226,19 @@ class ImageStore:
         """Give an image that is there more names."""
         return await self._put(record.sum, names, record.config, (origin,))
 
-    async def verify(self, image_id: str) -> None:
-        """Read the whole file and compare its digest; a damaged one is fetched again, if it can be had.
+    async def verify(self, image_id: str) -> bool:
+        """Read the whole file and compare its digest. False: it was damaged, and another took its place.
 
-        ImageMissingError, ImageDamagedError.
+        ImageMissingError, ImageDamagedError: it cannot be had again.
         """
         self._refresh()
         record = self._records.get(image_id)
         if record is None:
             raise ImageMissingError(f"{image_id} is not on this node")
         if record.stored and not self._file(record).exists():
-            return
+            return True
         if (await asyncio.to_thread(_digest_of, self._file(record))) == record.sum.digest:
-            return
+            return True
         self._damaged.add(image_id)
         if self._shelf is None or not record.stored:
             raise ImageDamagedError(f"{image_id} is not what its digest says")
@@ -246,6 +246,7 @@ class ImageStore:
         await in_thread(lambda: self._quarantine(record))
         await self._fill(record)
         self._damaged.discard(image_id)
+        return False
 
     async def keep(self, image_id: str, domain: str = PUBLIC) -> None:
         """Have an image of this node in the store too. ImageMissingError, ImageDamagedError, ImageSourceError."""

@@ -41,6 +41,10 @@ class Blob:
 class Blobs(Protocol):
     """A store of objects. Every method may be called from any thread, and raises a BlobError."""
 
+    def open(self) -> None:
+        """Have what the store needs before anything else; may be left out where it was done before."""
+        ...
+
     def put(self, key: str, data: bytes) -> None:
         """Write an object: after this it is there whole and durable, and before it not at all. Replaces another."""
         ...
