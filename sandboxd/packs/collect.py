@@ -76,11 +76,10 @@ class Collector:
         manifests, packs = self._content(plan)
         # A manifest that was put while the packs were listed may name one of them.
         self._judge_manifests(plan, manifests, roots, condemned)
-        going = {name for name in plan.delete if isinstance(name, ManifestName)}
         needed: set[PackName] = set()
         for name in manifests:
-            if name not in going:
-                needed.update(self._packs_of(name))
+            # As long as it is there it may be needed again.
+            needed.update(self._packs_of(name))
         self._judge_packs(plan, packs, needed, condemned, intents)
         return plan
 

@@ -16,7 +16,7 @@ from typing import Any, Final, cast
 import zstandard
 
 from sandboxd.packs.keys import PUBLIC, ManifestName, PackName, check_domain, parse_key
-from sandboxd.packs.pack import BLOCK, MOST_FRAME_BYTES, DamagedError, FrameTable
+from sandboxd.packs.pack import BLOCK, MOST_FRAME_BYTES, DamagedError, FrameTable, inflate
 
 FORMAT: Final = 1
 MOST_BYTES: Final = 512 * 1024 * 1024
@@ -134,10 +134,7 @@ def render(manifest: Manifest) -> tuple[ManifestName, bytes]:
 
 def parse(data: bytes, name: ManifestName) -> Manifest:
     """Read a manifest, every field of it checked. DamagedError."""
-    try:
-        raw = zstandard.ZstdDecompressor().decompress(data, max_output_size=MOST_BYTES)
-    except zstandard.ZstdError as error:
-        raise DamagedError(f"manifest {name.hex} cannot be decompressed") from error
+    raw = inflate(data, MOST_BYTES)
     if hashlib.sha256(raw).hexdigest() != name.hex:
         raise DamagedError(f"manifest {name.hex} is not what its name says")
     try:

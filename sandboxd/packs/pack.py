@@ -53,15 +53,21 @@ class Frame:
         """Return the raw bytes. DamagedError."""
         if len(data) != self.stored:
             raise DamagedError("a frame is cut off")
-        raw = data
-        if self.stored != self.raw:
-            try:
-                raw = zstandard.ZstdDecompressor().decompress(data, max_output_size=self.raw)
-            except zstandard.ZstdError as error:
-                raise DamagedError("a frame cannot be decompressed") from error
+        raw = data if self.stored == self.raw else inflate(data, self.raw)
         if len(raw) != self.raw or hashlib.sha256(raw).digest() != self.digest:
             raise DamagedError("a frame is not what its hash says")
         return raw
+
+
+def inflate(data: bytes, limit: int) -> bytes:
+    """Decompress to at most `limit` bytes. DamagedError."""
+    try:
+        # The library makes room for what the data says it becomes, whatever limit it is given.
+        if not 0 <= zstandard.frame_content_size(data) <= limit:
+            raise DamagedError("what was compressed says that it is larger than it can be")
+        return zstandard.ZstdDecompressor().decompress(data, max_output_size=limit)
+    except (zstandard.ZstdError, MemoryError) as error:
+        raise DamagedError("what was compressed is damaged") from error
 
 
 @dataclass(frozen=True, slots=True)
