@@ -165,6 +165,13 @@ class Collecting(RuleBasedStateMachine):
     def collect(self) -> None:
         self.collector.carry_out(self.collector.look(image_hex(each) for each in self.tags))
 
+    @rule()
+    def collect_and_collect_again(self) -> None:
+        """All of it at once, or a long list of steps would seldom come together."""
+        self.collect()
+        self.blobs.now += GRACE + 1
+        self.collect()
+
     @rule(target=plans)
     def look(self) -> Plan:
         return self.collector.look(image_hex(each) for each in self.tags)
