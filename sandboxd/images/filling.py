@@ -76,11 +76,13 @@ class Filler:
         async with flight:
             place = self._directory / _FILLING / name.image
             async with own_directory(place, lambda: None):
-                if not await asyncio.to_thread(is_whole):
-                    stop = Event()
-                    await in_thread(lambda: self._fill(name, place / "image", target, others, stop), stop)
-                    filled()
-                await in_thread(lambda: shutil.rmtree(place))
+                try:
+                    if not await asyncio.to_thread(is_whole):
+                        stop = Event()
+                        await in_thread(lambda: self._fill(name, place / "image", target, others, stop), stop)
+                        filled()
+                finally:
+                    shutil.rmtree(place, ignore_errors=True)  # at most one file
         if not flight.locked():
             self._flights.pop(name.image, None)
 
