@@ -119,7 +119,8 @@ class ImageStore:
                 if not await asyncio.to_thread(self._is_whole, record):
                     await self._fill(record)
             except ImageDamagedError:
-                self._damaged.add(image_id)
+                if not record.stored:  # else the next try may find the store in order
+                    self._damaged.add(image_id)
                 raise
             self._damaged.discard(image_id)
             with suppress(OSError):
@@ -239,8 +240,8 @@ class ImageStore:
             return True
         if (await asyncio.to_thread(_digest_of, self._file(record))) == record.sum.digest:
             return True
-        self._damaged.add(image_id)
         if self._shelf is None or not record.stored:
+            self._damaged.add(image_id)
             raise ImageDamagedError(f"{image_id} is not what its digest says")
         self._sure.discard(record.hex)
         await in_thread(lambda: self._quarantine(record))

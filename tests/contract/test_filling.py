@@ -208,10 +208,9 @@ async def test_a_damaged_file_is_unavailable_when_the_store_is_gone(node: Node, 
     blobs.fail = lambda _what, _key: StoreUnavailableError("gone")
     with pytest.raises(ImageDamagedError, match="gone"):
         await node.use(image_id)
-    assert node.images.held() == []
+    assert len(node.images.held()) == 1
     blobs.fail = lambda _what, _key: None
     assert await node.use(image_id)
-    assert len(node.images.held()) == 1
 
 
 async def test_damage_in_the_store_starts_nothing(node: Node, blobs: MemoryBlobs) -> None:
