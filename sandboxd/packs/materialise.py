@@ -75,7 +75,7 @@ class _Copies:
     def __contains__(self, key: FrameKey) -> bool:
         return key in self._places
 
-    def read(self, key: FrameKey, frame: Frame) -> bytes | None:
+    def read(self, key: FrameKey, frame: Frame) -> bytes | memoryview | None:
         """Return a frame's raw bytes from such an image; None when they are not there any more, or not right."""
         path, places = self._places[key]
         raw = bytearray(frame.raw)
@@ -151,14 +151,14 @@ class Filling:
                 for number in window.frames:
                     frame = self.manifest.frames.frame(number)
                     at = frame.offset - window.start
-                    self._write(number, frame.open(bytes(data[at : at + frame.stored])))
+                    self._write(number, frame.open(data[at : at + frame.stored]))
             except DamagedError as error:
                 if attempt == _TRIES:
                     raise DamagedError(f"{window.pack.key}: {error}") from error
             else:
                 return
 
-    def _write(self, number: int, raw: bytes) -> None:
+    def _write(self, number: int, raw: bytes | memoryview) -> None:
         view = memoryview(raw)
         for image_block, count, block in self._extents.get(number, ()):
             data, at = view[block * BLOCK : (block + count) * BLOCK], image_block * BLOCK

@@ -49,7 +49,7 @@ class Frame:
     raw: int
     digest: bytes
 
-    def open(self, data: bytes) -> bytes:
+    def open(self, data: bytes | memoryview) -> bytes | memoryview:
         """Return the raw bytes. DamagedError."""
         if len(data) != self.stored:
             raise DamagedError("a frame is cut off")
@@ -59,7 +59,7 @@ class Frame:
         return raw
 
 
-def inflate(data: bytes, limit: int) -> bytes:
+def inflate(data: bytes | memoryview, limit: int) -> bytes:
     """Decompress to at most `limit` bytes. DamagedError."""
     try:
         # The library makes room for what the data says it becomes, whatever limit it is given.
@@ -145,7 +145,9 @@ def read_index(blobs: Blobs, name: PackName, size: int) -> PackIndex:
     offset, stored, raw, digest, ending = _END.unpack(blobs.get_range(name.key, size - _END.size, _END.size))
     if ending != _ENDING or offset + stored + _END.size != size or raw > _MOST_INDEX_BYTES:
         raise DamagedError(f"pack {name.hex} has no end that we know")
-    return parse_index(Frame(offset, stored, raw, digest).open(blobs.get_range(name.key, offset, stored)), offset)
+    return parse_index(
+        bytes(Frame(offset, stored, raw, digest).open(blobs.get_range(name.key, offset, stored))), offset
+    )
 
 
 def parse_index(raw: bytes, end: int) -> PackIndex:

@@ -91,22 +91,25 @@ class Collecting(RuleBasedStateMachine):
 
     @rule(target=imports, image=st.integers(1, 3), contents=st.sets(st.integers(1, 3), min_size=1))
     def begin(self, image: int, contents: set[int]) -> Import:
-        made = Import(image * 1000 + sum(1 << each for each in contents), sorted(contents), self.writing())
-        made.writing.begin()
-        return made
+        return self.begun(image, contents)
 
     @rule(target=imports, image=st.integers(1, 3), contents=st.sets(st.integers(1, 3), min_size=1))
     def begin_and_look(self, image: int, contents: set[int]) -> Import:
-        return self.look_what_is_there(self.begin(image, contents))
+        return self.looked(self.begun(image, contents))
 
-    def writing(self) -> Writing:
-        return Writing(self.blobs, clock=lambda: self.blobs.now)
+    def begun(self, image: int, contents: set[int]) -> Import:
+        writing = Writing(self.blobs, clock=lambda: self.blobs.now)
+        writing.begin()
+        return Import(image * 1000 + sum(1 << each for each in contents), sorted(contents), writing)
 
-    @rule(target=imports, made=consumes(imports))
-    def look_what_is_there(self, made: Import) -> Import:
+    def looked(self, made: Import) -> Import:
         names = (parse_key(blob.key) for blob in self.blobs.list("v1/packs"))
         made.there = {name for name in names if isinstance(name, PackName)} - made.writing.avoids
         return made
+
+    @rule(target=imports, made=consumes(imports))
+    def look_what_is_there(self, made: Import) -> Import:
+        return self.looked(made)
 
     @rule(target=imports, made=consumes(imports))
     def store_and_publish(self, made: Import) -> Import:
