@@ -16,6 +16,7 @@ from sandboxd.images.layouts import FileSource, is_image
 from sandboxd.images.store import ImageInUseError, ImageStore, Record
 from sandboxd.images.tree import ImportLimits
 from sandboxd.ledger.reading import images_in_use
+from sandboxd.packs.keys import PUBLIC
 
 
 async def import_file(
@@ -46,7 +47,7 @@ async def import_image(
     defaults = ImageConfig(env=environment(env), user=user, cwd=cwd)
     async with _store(config) as store:
         try:
-            return await store.import_path(source, [name], defaults, Progress().built)
+            return await store.import_path(source, [name], defaults, Progress().built, PUBLIC)
         except ImageSourceError as error:
             raise LauncherError(f"{source} cannot be stored: {error}", fix_of(error)) from error
         except (ImageBuildError, ImageDamagedError, tarfile.TarError, OSError) as error:

@@ -25,6 +25,7 @@ from sandboxd.images.registries import Registries, RegistrySettingsError, make_r
 from sandboxd.images.sources import Found
 from sandboxd.images.store import ImageStore
 from sandboxd.images.tokens import Credential
+from sandboxd.packs.keys import PUBLIC
 
 _MIB: Final = 1024 * 1024
 _DRAW_SECONDS: Final = 0.2
@@ -85,7 +86,7 @@ async def taking_in(config: LauncherConfig, what: str) -> AsyncGenerator[tuple[I
     await store.open()
     watch = Progress()
     try:
-        yield Intake(store, reserve_bytes=node_config().disk_reserve_mib * _MIB), watch, store
+        yield Intake(store, reserve_bytes=node_config().disk_reserve_mib * _MIB, domain=PUBLIC), watch, store
     except ImageSourceError as error:
         raise LauncherError(f"{what}: {error.reason}: {error}", fix_of(error)) from error
     except (ImageBuildError, ImageDamagedError) as error:

@@ -77,9 +77,17 @@ class Intake:
     """Takes images into one store. What it downloads lies in `.pulling` until the image is whole."""
 
     def __init__(
-        self, store: ImageStore, limits: ImportLimits | None = None, *, reserve_bytes: int = 0, domain: str = PUBLIC
+        self,
+        store: ImageStore,
+        limits: ImportLimits | None = None,
+        *,
+        reserve_bytes: int = 0,
+        domain: str | None = None,
     ) -> None:
-        """`reserve_bytes` of the disk are left free whatever is taken in. `domain`: who may know that it is there."""
+        """`reserve_bytes` of the disk are left free whatever is taken in.
+
+        `domain`: whose content it is in the store; None: it stays on this node.
+        """
         self._domain = domain
         self._store = store
         self._limits = limits or ImportLimits()
@@ -109,7 +117,7 @@ class Intake:
         if (image := await self._known(found, names, origin)) is not None:
             return image
         # What others downloaded must not show by how soon ours is complete.
-        within = "" if self._domain == PUBLIC else f"{self._domain}."
+        within = "" if self._domain in {None, PUBLIC} else f"{self._domain}."
         directory = self._home / f"{within}{found.digest.removeprefix('sha256:')}"
         self._check_room(found, directory)
         watch.found(found)

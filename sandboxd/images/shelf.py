@@ -14,7 +14,7 @@ import structlog
 
 from sandboxd.images.base import ImageConfig, ImageDamagedError
 from sandboxd.images.erofs import ImageBuildError, Sum
-from sandboxd.images.erofs_reader import meta_bytes_of, units_of
+from sandboxd.images.erofs_units import meta_bytes_of, units_of
 from sandboxd.images.failures import ImageReason, ImageSourceError, too_large
 from sandboxd.images.filling import Filler
 from sandboxd.images.threads import in_thread

@@ -133,11 +133,12 @@ class ImageStore:
         names: Sequence[str],
         config: ImageConfig,
         report: Callable[[Mapping[str, int]], None] | None = None,
-        domain: str = PUBLIC,
+        domain: str | None = None,
     ) -> NodeImage:
         """Make an image of a directory or a tar. The same tree gives the same image. ImageBuildError.
 
-        `report` is told how many entries lost something, by what it was. ImageSourceError: the store does not take it.
+        `report` is told how many entries lost something, by what it was. `domain`: whose content it is in the store;
+        None: it stays on this node. ImageSourceError: the store does not take it.
         """
         source = source.resolve()
         flight = self._flights.setdefault(source, _Flight())
@@ -155,9 +156,18 @@ class ImageStore:
                 del self._flights[source]
 
     async def register_file(
-        self, source: Path, names: Sequence[str], config: ImageConfig, expected_digest: str | None = None
+        self,
+        source: Path,
+        names: Sequence[str],
+        config: ImageConfig,
+        expected_digest: str | None = None,
+        *,
+        domain: str | None = None,
     ) -> NodeImage:
-        """Take an EROFS file that was made elsewhere, linked where it can be. ImageDamagedError, ImageMissingError."""
+        """Take an EROFS file that was made elsewhere, linked where it can be. ImageDamagedError, ImageMissingError.
+
+        `domain` as in `import_path`.
+        """
         source = source.resolve()
         if not source.is_file():
             raise ImageMissingError(f"there is no file {source}")
@@ -166,12 +176,17 @@ class ImageStore:
         if known is not None:
             with suppress(ImageDamagedError):
                 await asyncio.to_thread(_look, self._file(known), known.sum)
-                return await self._put(known.sum, names, config)
+                return await self._known(known, names, config, domain)
         summed = await asyncio.to_thread(erofs.sum_up, source)
         if expected_digest is not None and summed.digest != expected_digest:
             raise ImageDamagedError(f"{source.name} is {summed.digest}, not {expected_digest}")
-        await asyncio.to_thread(erofs.place, source, self._directory / f"{summed.digest.removeprefix('sha256:')}.erofs")
-        return await self._put(summed, names, config)
+        target = self._directory / f"{summed.digest.removeprefix('sha256:')}.erofs"
+        if self._shelf is None or domain is None:
+            await asyncio.to_thread(erofs.place, source, target)
+            return await self._put(summed, names, config)
+        async with self._shelf.keeping(source, summed, config, {}, domain) as stored:
+            await asyncio.to_thread(erofs.place, source, target)
+            return await self._put(summed, names, config, stored=stored)
 
     async def remove(self, image_id: str) -> None:
         """Forget an image and its file; nothing happens when there is none. ImageInUseError.
@@ -197,10 +212,13 @@ class ImageStore:
         self._refresh()
         return list(self._records.values())
 
-    def came_from(self, digest: str, domain: str = PUBLIC) -> Record | None:
-        """Return the image that was made from this manifest, if it can be had, and that domain may know of it."""
+    def came_from(self, digest: str, domain: str | None = None) -> Record | None:
+        """Return the image that was made from this manifest, if it can be had, and that domain may know of it.
+
+        None: who asks may know of everything.
+        """
         for record in self.records():
-            known = record.id not in self._damaged and record.is_of(domain)
+            known = record.id not in self._damaged and (domain is None or record.is_of(domain))
             if known and any(origin.digest == digest for origin in record.origins):
                 if record.stored:
                     return record
@@ -218,9 +236,12 @@ class ImageStore:
         origin: Origin | None,
         *,
         dropped: Mapping[str, int] | None = None,
-        domain: str = PUBLIC,
+        domain: str | None = None,
     ) -> NodeImage:
-        """Take a file that was built in a workplace of ours. ImageSourceError: the store does not take it."""
+        """Take a file that was built in a workplace of ours. `domain` as in `import_path`.
+
+        ImageSourceError: the store does not take it.
+        """
         return await self._take(summed, dropped or {}, built, names, config, domain, origin)
 
     async def name(self, record: Record, names: Sequence[str], origin: Origin) -> NodeImage:
@@ -286,6 +307,13 @@ class ImageStore:
                 found[record.id] = await self._shelf.manifest(record.stored[0])
         return found
 
+    async def _known(self, record: Record, names: Sequence[str], config: ImageConfig, domain: str | None) -> NodeImage:
+        """Name an image that is there, and have it in the store."""
+        image = await self._put(record.sum, names, config)
+        if domain is not None:
+            await self.keep(record.id, domain)
+        return image
+
     async def _adopt_stored(self, digest: str, names: Sequence[str]) -> Record | None:
         found = None if self._shelf is None else await self._shelf.find(digest)
         if found is None:
@@ -336,19 +364,19 @@ class ImageStore:
         made: Path,
         names: Sequence[str],
         config: ImageConfig,
-        domain: str,
+        domain: str | None,
         origin: Origin | None = None,
     ) -> NodeImage:
         """Store what was built, then make it known: in this order, so that nothing is known that is not there."""
         origins = () if origin is None else (origin,)
-        if self._shelf is None:
+        if self._shelf is None or domain is None:
             await in_thread(lambda: self._settle(made, summed))
             return await self._put(summed, names, config, origins)
         async with self._shelf.keeping(made, summed, config, dropped, domain) as stored:
             await in_thread(lambda: self._settle(made, summed))
             return await self._put(summed, names, config, origins, stored)
 
-    async def _import(self, source: Path, config: ImageConfig, domain: str) -> Built:
+    async def _import(self, source: Path, config: ImageConfig, domain: str | None) -> Built:
         with self.workplace() as work:
             if source.is_dir():
                 build = layers.build_from_directory

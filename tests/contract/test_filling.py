@@ -304,7 +304,7 @@ async def test_many_who_import_the_same_store_it_once(node: Node, blobs: MemoryB
     source.write_bytes(files_tar({"data": content(1, 200_000)}))
     async with asyncio.TaskGroup() as group:
         for number in range(5):
-            group.create_task(node.images.import_path(source, [f"n{number}"], CONFIG))
+            group.create_task(node.images.import_path(source, [f"n{number}"], CONFIG, domain="public"))
     assert len([read for read in blobs.reads if read.startswith("put v1/packs")]) == 1
     assert len(blobs.keys("v1/images")) == 1
     assert blobs.keys("v1/intents") == set()
@@ -357,3 +357,24 @@ async def test_who_may_know_of_an_image(node: Node) -> None:
     (record,) = node.images.records()
     assert record.is_of("prjb")
     assert [name.domain for name in record.stored] == ["prja", "prjb"]
+
+
+async def test_a_file_that_was_made_elsewhere_is_stored_if_it_is_said_whose_it_is(
+    node: Node, other: Node, blobs: MemoryBlobs
+) -> None:
+    image_id = await node.add("a", domain="prja")
+    made = node.file(image_id)
+    await other.images.register_file(made, ["b"], CONFIG)
+    assert [record.stored for record in other.images.records()] == [()]
+    await other.images.register_file(made, ["b"], CONFIG, node.images.records()[0].sum.digest, domain="prjb")
+    (record,) = other.images.records()
+    assert [name.domain for name in record.stored] == ["prjb"]
+    other.file(image_id).unlink()
+    assert await other.use(image_id) == made.read_bytes()
+
+
+async def test_what_nobody_says_whose_it_is_stays_on_the_node(node: Node, blobs: MemoryBlobs) -> None:
+    source = node.home / "a.tar"
+    source.write_bytes(files_tar({"data": content(1, 200_000)}))
+    await node.images.import_path(source, ["a"], CONFIG)
+    assert blobs.keys("v1/packs") | blobs.keys("v1/images") == set()

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from image_kit import Tree, build, files_tar, to_tar, trees
 from packs_kit import S3, MemoryBlobs, s3_server
 from sandboxd.images.erofs import sum_up
-from sandboxd.images.erofs_reader import ErofsReader, meta_bytes_of, units_of
+from sandboxd.images.erofs_units import ErofsReader, meta_bytes_of, units_of
 from sandboxd.packs.blobs import BlobError, Blobs, StoreFullError, StoreUnavailableError
 from sandboxd.packs.collect import Collector, sizes
 from sandboxd.packs.directory import DirectoryBlobs
