@@ -41,8 +41,8 @@ guest: environment ## Build the guest agent
 test: setup test-tools check go-test pytest ## Set up, check and run every test
 
 .PHONY: test-tools
-test-tools: environment ## Fetch what only tests need: a registry and skopeo, from Debian's packages
-	@$(BIN)/python -m infra.setup test-tools
+test-tools: environment ## Fetch what only tests need: a registry and skopeo from Debian's packages, an S3 server
+	@$(BIN)/python -m infra.setup test-tools test-s3
 
 .PHONY: pytest
 pytest: environment ## Run the Python tests (PYTEST_ARGS="tests/unit -k ...")

@@ -12,7 +12,8 @@ import typer
 from infra.config import LauncherConfig
 from infra.launcher import account
 from infra.launcher.account import LauncherError
-from infra.launcher.images import find_image, import_file, list_images, remove_image
+from infra.launcher.image_store import Sizes, collect, fetch_image, keep_image, stored_sizes
+from infra.launcher.images import find_image, import_file, remove_image
 from infra.launcher.pull import Wanted, pull_image
 from sandboxd.contract.messages import NodeImage
 from sandboxd.images.store import Record
@@ -68,20 +69,24 @@ def image_import(
 @app.command("ls")
 def image_ls(as_json: AsJson = False) -> None:
     """List the images of this node."""
-    for record in asyncio.run(list_images(LauncherConfig())):
-        image = record.report()
+    records, stored = asyncio.run(stored_sizes(LauncherConfig()))
+    for record in records:
+        image, sizes = record.report(), stored.get(record.sum.digest)
         if as_json:
-            print(json.dumps(_described(record)))
+            print(json.dumps(_described(record, sizes)))
         else:
             source = record.origins[-1].reference if record.origins else "-"
-            print(f"{image.id}  {_names(image)}  {image.size_bytes >> 20} MiB  {image.digest}  {source}")
+            taken = "-" if sizes is None else f"{sizes.shared >> 20}+{sizes.unique >> 20} MiB stored (shared+own)"
+            print(f"{image.id}  {_names(image)}  {image.size_bytes >> 20} MiB  {taken}  {image.digest}  {source}")
 
 
 @app.command("inspect")
 def image_inspect(image: Annotated[str, typer.Argument(help="A name, id or digest.")]) -> None:
     """Print everything known of an image, as JSON."""
     record = asyncio.run(find_image(LauncherConfig(), image))
-    print(json.dumps(_described(record) | {"config": asdict(record.config)}, indent=2))
+    _, stored = asyncio.run(stored_sizes(LauncherConfig()))
+    described = _described(record, stored.get(record.sum.digest))
+    print(json.dumps(described | {"config": asdict(record.config)}, indent=2))
 
 
 @app.command("rm")
@@ -89,6 +94,37 @@ def image_rm(image: Annotated[str, typer.Argument(help="A name, id or digest.")]
     """Remove an image no sandbox uses. By a name of several, only that name."""
     account.require_root()
     print(asyncio.run(remove_image(LauncherConfig(), image)))
+
+
+@app.command("keep")
+def image_keep(image: Annotated[str, typer.Argument(help="A name, id or digest.")]) -> None:
+    """Put an image into the store that is only on this node so far, such as `base`."""
+    config = _prepared()
+    record = asyncio.run(find_image(config, image))
+    asyncio.run(keep_image(config, record))
+    print(f"{record.id} is in the store")
+
+
+@app.command("fetch")
+def image_fetch(
+    digest: Annotated[str, typer.Argument(help="sha256:…, as `image ls` prints it on a node that has the image.")],
+    name: Annotated[str, typer.Argument(help="The name sandboxes ask for.")],
+) -> None:
+    """Know an image of the store on this node; its bytes come with the first sandbox."""
+    _say(asyncio.run(fetch_image(_prepared(), digest, [name])))
+
+
+@app.command("gc")
+def image_gc(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Change nothing; say what would be done.")] = False,
+    keep: Annotated[list[str] | None, typer.Option(help="Digest of an image that is needed, repeatable.")] = None,
+    grace_hours: Annotated[float, typer.Option(min=0, help="Between condemning and deleting.")] = 72,
+) -> None:
+    """Delete from the store what no node, no tag and no import needs, and has not needed for the time of grace."""
+    plan = asyncio.run(collect(_prepared(), keep or [], grace_hours=grace_hours, dry_run=dry_run))
+    for word, names in (("delete", plan.delete), ("condemn", plan.condemn), ("spare", plan.spare)):
+        did = f"would {word}" if dry_run else word
+        print(f"{did}  {len(names)} objects  {plan.bytes_of(names) >> 20} MiB")
 
 
 def _prepared() -> LauncherConfig:
@@ -106,5 +142,9 @@ def _names(image: NodeImage) -> str:
     return ",".join(image.names) or "-"
 
 
-def _described(record: Record) -> dict[str, Any]:
-    return record.report().model_dump(mode="json") | {"origins": [asdict(origin) for origin in record.origins]}
+def _described(record: Record, sizes: Sizes | None) -> dict[str, Any]:
+    return record.report().model_dump(mode="json") | {
+        "origins": [asdict(origin) for origin in record.origins],
+        "shared_bytes": None if sizes is None else sizes.shared,
+        "unique_bytes": None if sizes is None else sizes.unique,
+    }

@@ -132,6 +132,19 @@ class NodeConfig(BaseSettings):
     registry_auth_file: Path | None = None
     """Credentials of registries in the form of `docker login` (`auths`), in a file of mode 600."""
 
+    image_store: str | None = None
+    """What keeps images for all nodes: a directory, or `s3://bucket/prefix`; default `<data>/image-store`."""
+    image_store_endpoint: str | None = None
+    """Where the bucket is, as `https://host:port`; default: Amazon's, for the region."""
+    image_store_region: str = "us-east-1"
+    """The bucket's region."""
+    image_store_auth_file: Path | None = None
+    """The bucket's credentials: JSON with `access_key_id` and `secret_access_key`, in a file of mode 600."""
+    image_cache_mib: int = Field(default=0, ge=0)
+    """What files of images take here at most, if the store has them: the longest unused go first; 0: no limit."""
+    image_scrub_hours: float = Field(default=24, ge=0)
+    """How often each image's file is read whole and compared with its digest; 0: never."""
+
     sandbox_log_mib: int = Field(default=64, ge=0, le=65_536)
     """What is kept of a sandbox's output in its log, at most; 0: there are no logs."""
     log_days: float = Field(default=7, gt=0)
@@ -205,6 +218,16 @@ class NodeConfig(BaseSettings):
     def metrics_path(self) -> Path:
         """Samples of sandboxes' meters."""
         return self.history_dir / "metrics.db"
+
+    @property
+    def images_dir(self) -> Path:
+        """The files of this node's images."""
+        return self.data_dir / "images"
+
+    @property
+    def image_store_place(self) -> str:
+        """What keeps images for all nodes."""
+        return self.image_store or str(self.data_dir / "image-store")
 
     @property
     def upper_dir(self) -> Path:

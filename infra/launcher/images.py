@@ -7,14 +7,16 @@ from pathlib import Path
 
 from infra.config import LauncherConfig
 from infra.launcher.account import LauncherError
-from infra.launcher.pull import Progress, naming, platform_of, taking_in
+from infra.launcher.pull import Progress, fix_of, naming, platform_of, store_of, taking_in
 from sandboxd.contract.messages import NodeImage
 from sandboxd.images.base import ImageConfig, ImageDamagedError
 from sandboxd.images.erofs import ImageBuildError
+from sandboxd.images.failures import ImageSourceError
 from sandboxd.images.layouts import FileSource, is_image
 from sandboxd.images.store import ImageInUseError, ImageStore, Record
 from sandboxd.images.tree import ImportLimits
 from sandboxd.ledger.reading import images_in_use
+from sandboxd.packs.keys import PUBLIC
 
 
 async def import_file(
@@ -45,7 +47,9 @@ async def import_image(
     defaults = ImageConfig(env=environment(env), user=user, cwd=cwd)
     async with _store(config) as store:
         try:
-            return await store.import_path(source, [name], defaults, Progress().built)
+            return await store.import_path(source, [name], defaults, Progress().built, PUBLIC)
+        except ImageSourceError as error:
+            raise LauncherError(f"{source} cannot be stored: {error}", fix_of(error)) from error
         except (ImageBuildError, ImageDamagedError, tarfile.TarError, OSError) as error:
             fix = "give a directory or a tar file with a whole root file system, and room for it on the disk"
             raise LauncherError(f"{source} cannot become an image: {error}", fix) from error
@@ -113,6 +117,6 @@ def _known_as(record: Record) -> set[str]:
 
 @asynccontextmanager
 async def _store(config: LauncherConfig) -> AsyncGenerator[ImageStore]:
-    store = ImageStore(config.images_dir)
+    store = store_of(config)
     await store.open()
     yield store

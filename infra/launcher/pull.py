@@ -19,11 +19,13 @@ from sandboxd.images.erofs import ImageBuildError
 from sandboxd.images.failures import ImageReason, ImageSourceError
 from sandboxd.images.intake import Intake
 from sandboxd.images.manifests import Descriptor, Platform, parse_platform
+from sandboxd.images.opening import StoreSettingsError, image_store
 from sandboxd.images.reference import InvalidReferenceError, familiar, parse
 from sandboxd.images.registries import Registries, RegistrySettingsError, make_registries
 from sandboxd.images.sources import Found
 from sandboxd.images.store import ImageStore
 from sandboxd.images.tokens import Credential
+from sandboxd.packs.keys import PUBLIC
 
 _MIB: Final = 1024 * 1024
 _DRAW_SECONDS: Final = 0.2
@@ -36,6 +38,7 @@ _FIXES: Final = {
     ImageReason.WRONG_PLATFORM: "choose another tag, or one of those platforms with --platform",
     ImageReason.CORRUPT: "push or save the image again; nothing of it was kept",
     ImageReason.TOO_LARGE: "make room on the node's disk, or use a smaller image",
+    ImageReason.STORE_UNAVAILABLE: "check SANDLOT_IMAGE_STORE and what it names, then run the same again: it goes on",
     ImageReason.UNSAFE_CONTENT: "use an image without it; nothing of it was kept",
 }
 
@@ -79,13 +82,13 @@ async def pull_image(config: LauncherConfig, wanted: Wanted) -> NodeImage:
 @asynccontextmanager
 async def taking_in(config: LauncherConfig, what: str) -> AsyncGenerator[tuple[Intake, "Progress", ImageStore]]:
     """Open the store for an intake; what goes wrong becomes a LauncherError with its fix."""
-    store = ImageStore(config.images_dir)
+    store = store_of(config)
     await store.open()
     watch = Progress()
     try:
-        yield Intake(store, reserve_bytes=_node_config().disk_reserve_mib * _MIB), watch, store
+        yield Intake(store, reserve_bytes=node_config().disk_reserve_mib * _MIB, domain=PUBLIC), watch, store
     except ImageSourceError as error:
-        raise LauncherError(f"{what}: {error.reason}: {error}", _FIXES[error.reason]) from error
+        raise LauncherError(f"{what}: {error.reason}: {error}", fix_of(error)) from error
     except (ImageBuildError, ImageDamagedError) as error:
         reason = ImageReason.UNSAFE_CONTENT
         raise LauncherError(f"{what}: {reason}: {error}", _FIXES[reason]) from error
@@ -117,7 +120,20 @@ def platform_of(text: str) -> Platform:
         raise LauncherError(str(error), "write --platform linux/amd64") from error
 
 
-def _node_config() -> NodeConfig:
+def fix_of(error: ImageSourceError) -> str:
+    """Say what to do about it."""
+    return _FIXES[error.reason]
+
+
+def store_of(config: LauncherConfig) -> ImageStore:
+    """Make the node's images, not open yet. LauncherError."""
+    try:
+        return image_store(node_config().model_copy(update={"data_dir": config.data_dir}))
+    except StoreSettingsError as error:
+        raise LauncherError(f"settings of the store: {error}", "correct them; docs/settings.md lists them") from error
+
+
+def node_config() -> NodeConfig:
     try:
         return NodeConfig()
     except ValidationError as error:
@@ -126,7 +142,7 @@ def _node_config() -> NodeConfig:
 
 
 def registries() -> Registries:
-    config = _node_config()
+    config = node_config()
     try:
         return make_registries(
             default_registry=config.default_registry,

@@ -21,7 +21,8 @@ from sandboxd.network import coexistence
 
 _RUN_NAMES: Final = ("api", "gateway", "runsc", "up.lock")
 _DATA_NAMES: Final = (
-    *("api", "failures", "history", "images", "logs", "tls", "upper", "ledger.db", "ledger.db-wal", "ledger.db-shm"),
+    *("api", "failures", "history", "image-store", "images", "logs", "tls", "upper"),
+    *("ledger.db", "ledger.db-wal", "ledger.db-shm"),
     *("node.key", "node.json", "settings.restored", "replaced-*", ".backup-*", ".restore-*", ".swap.json*"),
 )
 _CACHE_NAMES: Final = ("guest", "images", "runsc", "uv", "go", "logs")

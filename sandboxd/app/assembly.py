@@ -38,6 +38,7 @@ from sandboxd.hooks.slot import SlotHook
 from sandboxd.hooks.tunnels import TunnelsHook
 from sandboxd.images.base import Images
 from sandboxd.images.fake import FakeImages
+from sandboxd.images.opening import image_store
 from sandboxd.images.store import ImageStore, config_from_json
 from sandboxd.ledger.base import Ledger
 from sandboxd.ledger.sqlite import SqliteLedger
@@ -46,6 +47,7 @@ from sandboxd.manager.host import FakeHost, Host, LinuxHost, is_full
 from sandboxd.manager.manager import Manager
 from sandboxd.manager.pool import PoolPlan
 from sandboxd.manager.reports import NodeFacts, Reporter
+from sandboxd.manager.scrub import Scrub
 from sandboxd.manager.startup import StartUp
 from sandboxd.manager.targets import PoolRules
 from sandboxd.manager.tunnels import Tunnels
@@ -53,6 +55,7 @@ from sandboxd.manager.upkeep import Upkeep
 from sandboxd.network.base import Network
 from sandboxd.network.fake import FakeNetwork
 from sandboxd.network.kernel import KernelNetwork
+from sandboxd.packs.keys import PUBLIC
 from sandboxd.runner.tools import Tools
 from sandboxd.runtime.base import Runtime
 from sandboxd.runtime.bundle import limits
@@ -91,6 +94,7 @@ class Node:
     reporter: Reporter
     upkeep: Upkeep
     tunnels: Tunnels
+    scrub: Scrub | None
     meters: Meters
     trust: TrustStore
     ways: NodeWays
@@ -140,7 +144,7 @@ def real_parts(config: NodeConfig) -> Parts:
     return Parts(
         runtime=runtime,
         network=network,
-        images=ImageStore(config.data_dir / "images"),
+        images=image_store(config),
         ledger=ledger,
         host=LinuxHost(config.upper_dir),
         clock=HostClock(),
@@ -241,6 +245,7 @@ async def opened(config: NodeConfig, parts: Parts) -> AsyncGenerator[Node]:
                 reporter=Reporter(manager, parts.images, facts, trust),
                 upkeep=Upkeep(parts.network, parts.host, disk_watermark_mib=config.disk_watermark_mib),
                 tunnels=tunnels,
+                scrub=_scrub(config, parts.images),
                 meters=Meters(manager, parts.host, version=facts.version, runtime=found.version),
                 trust=trust,
                 ways=ways,
@@ -249,6 +254,10 @@ async def opened(config: NodeConfig, parts: Parts) -> AsyncGenerator[Node]:
         await asyncio.to_thread(manager.tools.sampler.close)
         await parts.network.stop(keep=True)
         await parts.runtime.close()
+
+
+def _scrub(config: NodeConfig, images: Images) -> Scrub | None:
+    return Scrub(images, every_seconds=config.image_scrub_hours * 3600) if isinstance(images, ImageStore) else None
 
 
 def _memory_need_mib(resources: Resources) -> int:
@@ -318,4 +327,5 @@ async def _open_images(config: NodeConfig, images: Images) -> None:
         return
     document = json.loads(described.read_bytes())
     file = (config.cache_dir / "images" / "base.erofs").resolve()
-    await images.register_file(file, [document["name"]], config_from_json(document["config"]), document["digest"])
+    defaults = config_from_json(document["config"])
+    await images.register_file(file, [document["name"]], defaults, document["digest"], owes=PUBLIC)

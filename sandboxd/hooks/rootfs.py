@@ -31,7 +31,8 @@ class RootfsHook:
 
     async def prepare(self, parts: Parts) -> None:
         await self._points.reach("rootfs.lease")
-        parts.image = await parts.leases.enter_async_context(self._images.lease(parts.spec.image.id))
+        image = parts.spec.image
+        parts.image = await parts.leases.enter_async_context(self._images.lease(image.id, image.digest))
         await self._points.reach("rootfs.upper")
         self.upper(parts.handle).mkdir(mode=0o700, exist_ok=True)
         await self._points.reach("rootfs.prepared")

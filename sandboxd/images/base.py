@@ -63,6 +63,9 @@ class Images(Protocol):
         """List what can be started at once. Cheap: kept in memory, refreshed when the directory changes."""
         ...
 
-    def lease(self, image_id: str) -> AbstractAsyncContextManager[LocalImage]:
-        """Hold an image while a sandbox lives. ImageMissingError, ImageDamagedError."""
+    def lease(self, image_id: str, digest: str | None = None) -> AbstractAsyncContextManager[LocalImage]:
+        """Hold an image while a sandbox lives; one that is only in the store is brought here first.
+
+        `digest` finds there what this node has never heard of. ImageMissingError, ImageDamagedError.
+        """
         ...

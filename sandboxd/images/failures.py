@@ -18,6 +18,8 @@ class ImageReason(StrEnum):
     """What came is not what its digest, its size or its format says."""
     TOO_LARGE = "too_large"
     """More than the limits of this node, or than its disk has room for."""
+    STORE_UNAVAILABLE = "store_unavailable"
+    """What keeps images for all nodes did not take it. Trying again later may help."""
     UNSAFE_CONTENT = "unsafe_content"
     """It holds, or asks for, what is never taken from an image's source."""
 

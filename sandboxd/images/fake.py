@@ -45,7 +45,8 @@ class FakeImages:
         return [image for image, _ in self._images.values()]
 
     @asynccontextmanager
-    async def lease(self, image_id: str) -> AsyncGenerator[LocalImage]:
+    async def lease(self, image_id: str, digest: str | None = None) -> AsyncGenerator[LocalImage]:
+        del digest
         if self._failures:
             raise self._failures.pop(0)
         if image_id not in self._images:

@@ -22,6 +22,7 @@ from sandboxd.images.sources import Found, Source
 from sandboxd.images.store import ImageStore
 from sandboxd.images.threads import in_thread
 from sandboxd.images.tree import ImportLimits
+from sandboxd.packs.keys import PUBLIC
 
 _PULLING: Final = ".pulling"
 _TOGETHER: Final = 4
@@ -75,8 +76,19 @@ class Unwatched:
 class Intake:
     """Takes images into one store. What it downloads lies in `.pulling` until the image is whole."""
 
-    def __init__(self, store: ImageStore, limits: ImportLimits | None = None, *, reserve_bytes: int = 0) -> None:
-        """`reserve_bytes` of the disk are left free whatever is taken in."""
+    def __init__(
+        self,
+        store: ImageStore,
+        limits: ImportLimits | None = None,
+        *,
+        reserve_bytes: int = 0,
+        domain: str | None = None,
+    ) -> None:
+        """`reserve_bytes` of the disk are left free whatever is taken in.
+
+        `domain`: whose content it is in the store; None: it stays on this node.
+        """
+        self._domain = domain
         self._store = store
         self._limits = limits or ImportLimits()
         self._reserve = reserve_bytes
@@ -104,7 +116,9 @@ class Intake:
         )
         if (image := await self._known(found, names, origin)) is not None:
             return image
-        directory = self._home / found.digest.removeprefix("sha256:")
+        # What others downloaded must not show by how soon ours is complete.
+        within = "" if self._domain in {None, PUBLIC} else f"{self._domain}."
+        directory = self._home / f"{within}{found.digest.removeprefix('sha256:')}"
         self._check_room(found, directory)
         watch.found(found)
         await in_thread(self._sweep)
@@ -118,7 +132,7 @@ class Intake:
         return image
 
     async def _known(self, found: Found, names: Sequence[str], origin: Origin) -> NodeImage | None:
-        record = self._store.came_from(found.digest)
+        record = self._store.came_from(found.digest, self._domain)
         return None if record is None else await self._store.name(record, names, origin)
 
     def _check_room(self, found: Found, directory: Path) -> None:
@@ -173,7 +187,10 @@ class Intake:
                 raise too_large(str(error)) from error
             except ImageBuildError as error:
                 raise unsafe(str(error)) from error
-            return await self._store.adopt(target, built.sum, names, config, origin), built.dropped
+            image = await self._store.adopt(
+                target, built.sum, names, config, origin, dropped=built.dropped, domain=self._domain
+            )
+            return image, built.dropped
 
     def _sweep(self) -> None:
         """Remove downloads nobody came back for."""

@@ -11,6 +11,7 @@ import subprocess
 import tarfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -262,10 +263,10 @@ async def test_one_import_for_all_who_ask(store: ImageStore, tmp_path: Path, mon
     tree = make_tree(tmp_path / "tree")
     work, count = store._import, 0
 
-    async def counted(source: Path) -> object:
+    async def counted(*arguments: Any) -> object:
         nonlocal count
         count += 1
-        return await work(source)
+        return await work(*arguments)
 
     monkeypatch.setattr(store, "_import", counted)
     async with asyncio.TaskGroup() as group:

@@ -403,6 +403,7 @@ BENCHMARKS: dict[str, Callable[[Platform, RawBox], Awaitable[list[Row]]]] = {
     "api_overhead": api_overhead,
     "idle": idle,
     "images": images,
+    "packs": lambda platform, raw: importlib.import_module("packs").packs(platform, raw),
     **pool.benchmarks(client),
     "tunnels": lambda platform, raw: importlib.import_module("raw_tunnels").tunnels(platform, raw),
     **egress.benchmarks(client),
