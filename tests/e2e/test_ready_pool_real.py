@@ -14,7 +14,8 @@ import pytest
 
 from harness import Platform, platform
 from infra import residue
-from netpolicy.compile import OPEN, ROUTER_TABLE, SLOT_PREFIX
+from netpolicy.compile import ROUTER_TABLE, SLOT_PREFIX
+from netpolicy.elements import OPEN_IF
 from sandboxd.contract.messages import Resources
 from sandboxd.runtime import bundle
 
@@ -195,7 +196,7 @@ def test_its_egress_is_what_was_asked_for_and_the_readys_is_blocked(pooled: Plat
     interface = f"{SLOT_PREFIX}{(int(own[1]) * 256 + int(own[2])) // 2}"
     pin = pooled.config.run_dir / "runsc" / "netns" / "router"
     listed = subprocess.run(
-        ["nsenter", f"--net={pin}", "nft", "-j", "list", "set", "inet", ROUTER_TABLE, OPEN],
+        ["nsenter", f"--net={pin}", "nft", "-j", "list", "set", "inet", ROUTER_TABLE, OPEN_IF],
         check=True, capture_output=True, text=True,
     ).stdout  # fmt: skip
     opened = {each for row in json.loads(listed)["nftables"] for each in row.get("set", {}).get("elem", ())}
