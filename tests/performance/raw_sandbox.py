@@ -57,6 +57,9 @@ class RawBox:
         self._directory = directory
         self._places = Places(directory)
         self._network = network
+        self.network = network
+        """For what is measured of it."""
+        self.router_pin = directory / "netns" / "router"
         self._cgroups = cgroups
         self.live: list[RawSandbox] = []
 
