@@ -17,6 +17,7 @@ from typing import Any
 
 import aiohttp
 
+import egress
 import pool
 from files import files
 from harness import Platform, cache_dir
@@ -404,6 +405,7 @@ BENCHMARKS: dict[str, Callable[[Platform, RawBox], Awaitable[list[Row]]]] = {
     "images": images,
     **pool.benchmarks(client),
     "names": lambda platform, raw: importlib.import_module("names").names(platform, raw),
+    **egress.benchmarks(client),
     "sampling": lambda platform, raw: importlib.import_module("sampling").sampling(platform, raw),
 }
 
