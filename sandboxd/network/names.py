@@ -55,6 +55,8 @@ class NamePrograms:
 
     def __init__(self, births: dict[str, Birth], relay: Relay) -> None:
         self._policies: dict[str, Policy] = {}
+        self._told: set[str] = set()
+        """Whose policies the programs know: those that name names, and what came after them."""
         self.platform = PLATFORM
         self.learn: Learn = _learn_nothing
         """Opens addresses of a name in the kernel and returns when they are."""
@@ -84,10 +86,16 @@ class NamePrograms:
 
     async def apply(self, address: str, policy: Policy | None) -> int:
         if policy is None:
-            if self._policies.pop(address, None) is None:
-                return 0
+            self._policies.pop(address, None)
         else:
             self._policies[address] = policy
+        known = address in self._told
+        if not known and (policy is None or not policy.named):
+            return 0  # no packet of it ever comes to a program
+        if policy is None:
+            self._told.discard(address)
+        else:
+            self._told.add(address)
         return await self._tell(_policy_message(address, policy))
 
     async def set_platform(self, platform: Platform) -> None:
@@ -107,8 +115,8 @@ class NamePrograms:
 
     def _greeting(self) -> Iterable[Message]:
         yield {"platform": platform_document(self.platform)}
-        for address, policy in self._policies.items():
-            yield _policy_message(address, policy)
+        for address in self._told:
+            yield _policy_message(address, self._policies[address])
 
     async def _serve(self, program: str, message: Message) -> Message | None:
         if "decisions" in message:

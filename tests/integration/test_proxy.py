@@ -276,6 +276,20 @@ async def test_a_stranger_is_nobody(world: World) -> None:
     assert world.ours.connections == 0
 
 
+async def test_without_names_in_its_policy_no_program_hears_of_a_sandbox(world: World) -> None:
+    await world.stand.allow(SANDBOX, mode="open")
+    assert await world.say(get("pkg.test")) == b"RESET"
+    # but what was carried before an opening goes on
+    await world.stand.allow(SANDBOX, "pkg.test")
+    reader, writer = await world.connect()
+    writer.write(get("pkg.test"))
+    assert await reader.readexactly(5) == b"ours:"
+    assert await world.stand.allow(SANDBOX, mode="open") == 0
+    writer.write(b"still")
+    assert b"still" in await reader.readuntil(b"still")
+    writer.close()
+
+
 async def test_a_denied_name_is_denied_where_all_others_are_open(world: World) -> None:
     await world.stand.allow(SANDBOX, mode="open", deny=("evil.test",))
     world.address = IPv4Address(OTHER_SERVER)
