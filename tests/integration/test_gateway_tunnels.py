@@ -305,3 +305,45 @@ async def test_a_node_that_is_away_is_said_so(tmp_path: Path) -> None:
 def test_our_codes_are_the_contracts() -> None:
     for code, (status, title, retryable) in OWN_CODES.items():
         assert (CODES[code].status, CODES[code].title, CODES[code].retryable) == (status, title, retryable)
+
+
+async def test_one_client_goes_through_one_stream_as_long_as_it_may(stand: GatewayStand) -> None:
+    """A stream is its client's alone, for the same port and credentials; what could happen twice has one of its own."""
+    tunnel = stand.open(visibility="token")
+    other = stand.open(TWO, visibility="token")
+    token = stand.token()
+    for _ in range(3):
+        assert (await stand.get(headers={"Sandlot-Token": token}))[0] == 200
+    assert stand.guest().dials == 1
+    assert (await stand.get(headers={"Sandlot-Token": "x"}))[0] == 401
+    assert (await stand.get(headers={"Sandlot-Token": stand.token(exp=1)}))[0] == 401
+    for _ in range(2):
+        assert (await stand.ask("POST", "/", headers={"Sandlot-Token": token}, data=b"x"))[0] == 200
+    assert stand.guest().dials == 3
+    status, _, row = await stand.get(headers={"Host": stand.host(TWO), "Sandlot-Token": stand.token(TWO)})
+    assert (status, _headers(row)["x-sandlot-sandbox"]) == (200, TWO)
+    assert (await stand.get(headers={"Sandlot-Token": token}))[0] == 200
+    stand.node.tunnels[ONE].remove(tunnel)
+    stand.ways.look_again()
+    assert (await stand.get(headers={"Sandlot-Token": token}))[2]["code"] == "tunnel_not_found"
+    assert other in stand.node.tunnels[TWO]
+
+
+async def test_a_kept_stream_that_was_closed_inside_is_opened_again(stand: GatewayStand) -> None:
+    answers = 0
+
+    async def once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal answers
+        await reader.readuntil(b"\r\n\r\n")
+        answers += 1
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(once, "127.0.0.1", 0)
+    stand.open()
+    async with server:
+        stand.guest().leads[PORT] = server.sockets[0].getsockname()[1]
+        for _ in range(5):
+            assert (await stand.get())[0] == 200
+    assert answers == 5

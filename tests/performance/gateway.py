@@ -145,7 +145,7 @@ def _rows(
             value=median(through),
             baseline=median(fresh),
             baseline_name=one_each,
-            note=f"{IN_TURN} in turn; the gateway dials for each, as the baseline does",
+            note=f"{IN_TURN} in turn; the gateway keeps a stream for each client",
         ),
         Row(name="the same, added to a kept connection, p50", unit="ms", value=median(through) - median(direct)),
         Row(

@@ -14,6 +14,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web_protocol import RequestHandler
 
 from tunnels.gateway.answers import new_request_id, refuse
+from tunnels.gateway.node import Stream
 from tunnels.problems import Refusal
 
 HEAD_SECONDS: Final = 60.0
@@ -55,16 +56,17 @@ class Limits:
             del self._by_address[address]
 
 
-class _Connection(RequestHandler):
-    """One client."""
+class Connection(RequestHandler):
+    """One client, and the stream that its last request went through."""
 
-    __slots__ = ("_address", "_answered", "_limits")
+    __slots__ = ("_address", "_answered", "_kept", "_limits")
 
     def __init__(self, manager: "Server", limits: Limits, **options: Any) -> None:
         super().__init__(manager, **options)
         self._limits = limits
         self._address: str | None = None
         self._answered = 0
+        self._kept: Stream | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         address = address_of(transport)
@@ -78,7 +80,23 @@ class _Connection(RequestHandler):
         if self._address is not None:
             self._limits.leave(self._address)
             self._address = None
+            self.keep(None)
             super().connection_lost(exc)
+
+    @property
+    def kept(self) -> Stream | None:
+        """The stream of the last request, if it is still there."""
+        return self._kept
+
+    def keep(self, stream: Stream | None) -> None:
+        """Keep a stream for the next request instead of the one before; not longer than the client is there."""
+        if self._kept is not None and self._kept is not stream:
+            self._kept.cut()
+        self._kept = None
+        if stream is not None and self._address is not None and stream.is_open:
+            self._kept = stream
+        elif stream is not None:
+            stream.cut()
 
     def data_received(self, data: bytes) -> None:
         if self._address is not None:
@@ -138,7 +156,7 @@ class Server(web.Server):
         self._limits = limits
 
     def __call__(self) -> RequestHandler:
-        return _Connection(
+        return Connection(
             self,
             self._limits,
             loop=self._loop,

@@ -3,15 +3,16 @@
 import asyncio
 import socket
 import time
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Final
 
 from aiohttp import web
 
 from tunnels.gateway.answers import CORS, PREFLIGHT, REQUEST_ID, new_request_id, refuse
-from tunnels.gateway.connections import address_of
+from tunnels.gateway.connections import Connection, address_of
 from tunnels.gateway.forward import BrokenInsideError, exchange
-from tunnels.gateway.node import NodeAwayError, NodeLink, session_over
+from tunnels.gateway.node import NodeAwayError, NodeLink, Stream
 from tunnels.hygiene import (
     HOP_BY_HOP,
     Credentials,
@@ -101,26 +102,29 @@ class Handler:
     async def _visit(
         self, request: web.BaseRequest, visit: Visit, headers: list[tuple[str, str]], request_id: str
     ) -> web.StreamResponse:
-        credentials = credentials_of(headers, visit.target)
-        client = address_of(request.transport)
-        answer, link = await self._stream(request_id, visit, client, credentials)
-        async with session_over(link) as session:
-            if self._came_by_address(request, credentials, answer):
-                return self._keep_token(request, visit, credentials, answer)
-            host = request.headers["Host"]
-            sent = inward(headers, visit, client=client, scheme=self.scheme, host=host, identity=answer.identity)
-            try:
-                return await exchange(
-                    request,
-                    session,
-                    without_token(visit.target),
-                    sent,
-                    lambda pairs: outward(pairs, visit),
-                    upgrade=upgrade_of(headers),
-                )
-            except BrokenInsideError as error:
-                detail = f"What listens on port {visit.port} does not answer in HTTP."
-                raise RefusedError(Refusal.of("port_not_listening", detail, request_id, reason="broken")) from error
+        passing = _Passing(self.scheme, request, visit, headers, credentials_of(headers, visit.target))
+        connection = request.protocol
+        if not isinstance(connection, Connection):
+            raise TypeError("a connection of another server")
+        key = (visit.sandbox_id, visit.port, *passing.credentials.tokens)
+        kept = connection.kept
+        if kept is not None and passing.may_be_repeated and kept.is_for(key, time.time()):
+            # Closed inside meanwhile: nothing was answered, and nothing happens twice.
+            with suppress(BrokenInsideError):
+                return await passing.through(kept)
+        connection.keep(None)
+        stream = Stream(key, *await self._stream(request_id, visit, passing.client, passing.credentials))
+        try:
+            answer = await passing.through(stream)
+        except BrokenInsideError as error:
+            stream.cut()
+            detail = f"What listens on port {visit.port} does not answer in HTTP."
+            raise RefusedError(Refusal.of("port_not_listening", detail, request_id, reason="broken")) from error
+        except BaseException:
+            stream.cut()
+            raise
+        connection.keep(stream)
+        return answer
 
     async def _stream(
         self, request_id: str, visit: Visit, client: str, credentials: Credentials
@@ -134,34 +138,6 @@ class Handler:
             problem = answer.problem or {}
             raise RefusedError(Refusal.passed_on({**problem, "request_id": request_id}))
         return answer, link
-
-    @staticmethod
-    def _came_by_address(request: web.BaseRequest, credentials: Credentials, answer: StreamAnswer) -> bool:
-        return (
-            credentials.in_address is not None
-            and answer.token is not None
-            and credentials.tokens[answer.token] == credentials.in_address
-            and request.method in _SAFE
-            and "Upgrade" not in request.headers
-        )
-
-    def _keep_token(
-        self, request: web.BaseRequest, visit: Visit, credentials: Credentials, answer: StreamAnswer
-    ) -> web.Response:
-        """Send the client to the same address without the token, which it keeps as a cookie."""
-        left = max(1, (answer.expires_at or 0) - int(time.time()))
-        cookie = token_cookie(
-            credentials.in_address or "", visit, secure=self.scheme == "https", seconds=min(left, 7 * _DAY_SECONDS)
-        )
-        # Absolute: a path may begin with two slashes.
-        location = f"{self.scheme}://{request.headers['Host']}{visit.prefix}{without_token(visit.target)}"
-        headers = {
-            "Location": location,
-            "Set-Cookie": cookie,
-            "Cache-Control": "no-store",
-            "Referrer-Policy": "no-referrer",
-        }
-        return web.Response(status=302, headers=headers)
 
     async def _call(self, request: web.BaseRequest, request_id: str) -> web.StreamResponse:
         if request.method == "OPTIONS":
@@ -181,6 +157,76 @@ class Handler:
             )
         except BrokenInsideError as error:
             raise RefusedError(_away(request_id)) from error
+
+
+@dataclass(frozen=True, slots=True)
+class _Passing:
+    """One request on its way to a server inside."""
+
+    scheme: str
+    request: web.BaseRequest
+    visit: Visit
+    headers: list[tuple[str, str]] = field(repr=False)
+    credentials: Credentials = field(repr=False)
+
+    @property
+    def client(self) -> str:
+        return address_of(self.request.transport)
+
+    @property
+    def may_be_repeated(self) -> bool:
+        return self.request.method in _SAFE and not self.request.body_exists and "Upgrade" not in self.request.headers
+
+    async def through(self, stream: Stream) -> web.StreamResponse:
+        """Pass the request through a stream. BrokenInsideError before anything was answered."""
+        if self._came_by_address(stream.answer):
+            return self._keep_token(stream.answer)
+        request, visit = self.request, self.visit
+        sent = inward(
+            self.headers,
+            visit,
+            client=self.client,
+            scheme=self.scheme,
+            host=request.headers["Host"],
+            identity=stream.answer.identity,
+        )
+        return await exchange(
+            request,
+            stream.session,
+            without_token(visit.target),
+            sent,
+            lambda pairs: outward(pairs, visit),
+            upgrade=upgrade_of(self.headers),
+        )
+
+    def _came_by_address(self, answer: StreamAnswer) -> bool:
+        given = self.credentials.in_address
+        return (
+            given is not None
+            and answer.token is not None
+            and self.credentials.tokens[answer.token] == given
+            and self.request.method in _SAFE
+            and "Upgrade" not in self.request.headers
+        )
+
+    def _keep_token(self, answer: StreamAnswer) -> web.Response:
+        """Send the client to the same address without the token, which it keeps as a cookie."""
+        left = max(1, (answer.expires_at or 0) - int(time.time()))
+        cookie = token_cookie(
+            self.credentials.in_address or "",
+            self.visit,
+            secure=self.scheme == "https",
+            seconds=min(left, 7 * _DAY_SECONDS),
+        )
+        # Absolute: a path may begin with two slashes.
+        path = self.visit.prefix + without_token(self.visit.target)
+        headers = {
+            "Location": f"{self.scheme}://{self.request.headers['Host']}{path}",
+            "Set-Cookie": cookie,
+            "Cache-Control": "no-store",
+            "Referrer-Policy": "no-referrer",
+        }
+        return web.Response(status=302, headers=headers)
 
 
 def _headers_of_upgrade(request: web.BaseRequest) -> list[tuple[str, str]]:

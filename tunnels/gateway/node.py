@@ -2,8 +2,7 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,6 +16,8 @@ _CONNECT_SECONDS: Final = 2.0
 _ANSWER_SECONDS: Final = 60.0
 """A node waits 30 s for a sandbox that is not ready yet."""
 _HELLO_SECONDS: Final = 5.0
+_KEPT_SECONDS: Final = 10.0
+"""How long a stream waits for its client's next request: an open one is use of the sandbox."""
 _READ_BUFFER: Final = 256 * 1024
 IDLE_SECONDS: Final = 620.0
 """Without a byte for so long an answer counts as broken; longer than any balancer in front of us would wait."""
@@ -30,20 +31,28 @@ class _Given(aiohttp.BaseConnector):
     """A connector of one connection, which is there already."""
 
     def __init__(self, link: socket.socket) -> None:
-        super().__init__(force_close=True)
+        super().__init__(limit=1, keepalive_timeout=_KEPT_SECONDS)
         self._link: socket.socket | None = link
+        self._protocol: ResponseHandler | None = None
 
     async def _create_connection(self, req: Any, traces: Any, timeout: Any) -> ResponseHandler:  # noqa: ARG002 - the base's
         link, self._link = self._link, None
         if link is None:
             raise aiohttp.ClientConnectionError("used already")
         made = await self._loop.create_unix_connection(self._factory, sock=link)
+        self._protocol = made[1]
         return made[1]
 
-    def drop(self) -> None:
-        """Close the connection, if nothing was made of it."""
+    @property
+    def is_connected(self) -> bool:
+        return self._protocol is not None and self._protocol.is_connected()
+
+    def cut(self) -> None:
+        """End the connection, whatever was made of it."""
         if self._link is not None:
             self._link.close()
+            self._link = None
+        self._close()
 
 
 def _session(connector: aiohttp.BaseConnector) -> aiohttp.ClientSession:
@@ -101,15 +110,29 @@ class NodeLink:
         return answer, link
 
 
-@asynccontextmanager
-async def session_over(link: socket.socket) -> AsyncGenerator[aiohttp.ClientSession]:
-    """Enter a session of one request, over a stream; the stream ends with it, used or not."""
-    given = _Given(link)
-    try:
-        async with _session(given) as session:
-            yield session
-    finally:
-        given.drop()
+class Stream:
+    """A stream into a sandbox, for requests of one client with the same credentials, one after the other."""
+
+    def __init__(self, key: Sequence[object], answer: StreamAnswer, link: socket.socket) -> None:
+        """`key` is what it was asked for with."""
+        self._key = tuple(key)
+        self.answer = answer
+        self._given = _Given(link)
+        self.session = _session(self._given)
+
+    def is_for(self, key: Sequence[object], now_seconds: float) -> bool:
+        """Tell whether a request may use it again. Who may no longer has had it cut by the node; but tokens expire."""
+        expires_at = self.answer.expires_at
+        return self._key == tuple(key) and self.is_open and (expires_at is None or now_seconds < expires_at)
+
+    @property
+    def is_open(self) -> bool:
+        return self._given.is_connected
+
+    def cut(self) -> None:
+        """End it. Idempotent."""
+        self.session.detach()
+        self._given.cut()
 
 
 async def _exactly(loop: asyncio.AbstractEventLoop, link: socket.socket, count: int) -> bytes:
