@@ -88,16 +88,16 @@ class NodeConfig(BaseSettings):
     resolvers: tuple[str, ...] = ("1.1.1.1", "8.8.8.8")
     """What an `open` sandbox asks for names; a public address, because no private one is reachable."""
 
-    default_registry: str = "docker.io"
-    """The registry of an image reference that names none."""
-    library_registries: tuple[str, ...] = ("docker.io",)
+    default_registry: str = ""
+    """The registry (`host[:port]`) of an image reference that names none; empty: such references are refused."""
+    library_registries: tuple[str, ...] = ()
     """Registries where a repository of one part, such as `python`, is short for `library/python`."""
     insecure_registries: tuple[str, ...] = ()
     """Registries (`host[:port]`) that are spoken to in plain HTTP; they count as private too."""
     private_registries: tuple[str, ...] = ()
     """Registries that may be at a private address, and may send on to one. No other download reaches such addresses."""
     registry_mirrors: dict[str, tuple[str, ...]] = Field(default_factory=dict)
-    """For a registry, those asked before it, as JSON: `{"docker.io": ["mirror.example.com"]}`."""
+    """For a registry, those asked before it, as JSON: `{"registry.example.com": ["mirror.example.com"]}`."""
     registry_auth_file: Path | None = None
     """Credentials of registries in the form of `docker login` (`auths`), in a file of mode 600."""
 

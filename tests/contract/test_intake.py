@@ -40,7 +40,7 @@ from sandboxd.images.intake import Intake, Unwatched
 from sandboxd.images.layers import LayerFile, build_from_layers
 from sandboxd.images.layouts import FileSource, is_image
 from sandboxd.images.manifests import Platform
-from sandboxd.images.reference import parse
+from sandboxd.contract.references import parse
 from sandboxd.images.registries import Registries, RegistrySettingsError, read_auth_file
 from sandboxd.images.sources import Source
 from sandboxd.images.store import ImageInUseError, ImageStore
