@@ -1,6 +1,7 @@
 """A runtime in memory, shipped beside the real one: fails, hangs and dies on request."""
 
 import asyncio
+import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -23,7 +24,7 @@ from sandboxd.runtime.base import (
 Mode = Literal["before", "after", "hang"]
 """Fail before the verb did anything, fail after it did all of it, or do nothing and never return."""
 
-VERBS: Final = ("open", "version", "create", "start", "recover", "kill", "remove", "known", "update")
+VERBS: Final = ("open", "version", "create", "start", "recover", "kill", "remove", "known", "update", "difference")
 _FIRST_PID: Final = 1000
 
 
@@ -49,6 +50,8 @@ class FakeSandbox:
         )
     )
     panicked: bool = False
+    upper: bytes = b""
+    """What it has changed in its files: a tar."""
 
 
 @dataclass(slots=True)
@@ -227,6 +230,17 @@ class FakeRuntime:
         silent.die()
         return silent
 
+    async def difference(self, sandbox_id: str, into: int) -> None:
+        def act() -> None:
+            sandbox = self.world.sandboxes.get(sandbox_id)
+            if sandbox is None or sandbox.over.is_set():
+                raise RuntimeFailedError(f"{sandbox_id} is not running")
+            left.append(sandbox.upper)
+
+        left: list[bytes] = []
+        await self._verb("difference", sandbox_id, act)
+        await asyncio.to_thread(_write_all, into, left[0])
+
     async def update(self, sandbox_id: str, resources: Resources) -> None:
         def act() -> None:
             sandbox = self.world.sandboxes.get(sandbox_id)
@@ -255,3 +269,12 @@ class FakeRuntime:
         act()
         if switch is not None:
             raise switch.error()
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    try:
+        while view:
+            view = view[os.write(descriptor, view) :]
+    except BrokenPipeError as error:
+        raise RuntimeFailedError("nobody reads any more") from error
