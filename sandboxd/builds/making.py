@@ -103,11 +103,12 @@ class Maker:
         *,
         context: Path | None = None,
         difference: Difference | None = None,
-        size_bytes: int | None = None,
+        upper_bytes: int | None = None,
     ) -> Product:
         """Make an image of a parent with changes laid over it. JobError. Cut off, it leaves nothing."""
-        async with self._request("apply", parent, changes, context, size_bytes) as request:
+        async with self._request("apply", parent, changes, context) as request:
             request.body["apart"] = config_json(config).decode()
+            request.body["upper_bytes"] = upper_bytes or self._limits.size_bytes
             answer = await request.answer(difference)
             made = _Made.model_validate(answer)
             await self._points.reach("make.keep")
@@ -122,7 +123,7 @@ class Maker:
         """Return a digest of what each copy takes from the context; None where there is nothing to take. JobError."""
         if not copies:
             return []
-        async with self._request("digest", None, copies, context, None) as request:
+        async with self._request("digest", None, copies, context) as request:
             answer = await request.answer(None)
             return [row.get("digest") for row in cast("list[dict[str, str]]", answer["digests"])]
 
@@ -133,7 +134,6 @@ class Maker:
         parent: Path | None,
         changes: Sequence[Change],
         context: Path | None,
-        size_bytes: int | None,
     ) -> AsyncGenerator["_Request"]:
         await self._points.reach("make.start")
         with self._store.workplace() as work:
@@ -144,7 +144,7 @@ class Maker:
             request = _Request(own, self._points)
             try:
                 request.fill(what, parent, changes, context)
-                request.body |= {"size_bytes": size_bytes or self._limits.size_bytes, "entries": self._limits.entries}
+                request.body |= {"size_bytes": self._limits.size_bytes, "entries": self._limits.entries}
                 yield request
             finally:
                 request.close()
@@ -300,7 +300,7 @@ def _read(answering: int) -> dict[str, Any]:
 
 
 def _check(built: Path, summed: Sum) -> None:
-    """Look at what a worker made before it is used: its digest is what all images are known by, so it is not believed."""
+    """Look at what a worker made before it is used: all images are known by their digests, so it is read again."""
     status = built.lstat()
     if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
         raise JobError(ImageReason.CORRUPT, "What was put together is no file.")

@@ -10,7 +10,7 @@ import os
 import resource
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -118,7 +118,7 @@ class _Work:
     def _change(self, tree: FileTree, row: Mapping[str, Any]) -> None:
         kind = row["kind"]
         if kind == "upper":
-            tally = Tally(self._limits)
+            tally = Tally(replace(self._limits, size_bytes=int(self._request["upper_bytes"])))
             upper = Upper(tree, self._contents, tally, self._dropped)
             upper.apply(TarStream(ByteStream(_pieces(int(row["descriptor"])))), row["exclude"])
         elif kind == "copy":
