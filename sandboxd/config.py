@@ -101,6 +101,15 @@ class NodeConfig(BaseSettings):
     registry_auth_file: Path | None = None
     """Credentials of registries in the form of `docker login` (`auths`), in a file of mode 600."""
 
+    image_jobs: int = Field(default=4, ge=1, le=64)
+    """How many images are fetched or built at once; others wait for their turn."""
+    image_seconds: float = Field(default=7200, gt=0)
+    """An image that takes longer to fetch is given up."""
+    image_largest_mib: int = Field(default=65_536, ge=1)
+    """A larger image is refused, and so is one that would become larger."""
+    image_first_uid: int = Field(default=65_200, ge=1, le=2**31 - 65)
+    """Images are fetched by users of no name, from this number on; nobody else of the machine may have those."""
+
     sandbox_log_mib: int = Field(default=64, ge=0, le=65_536)
     """What is kept of a sandbox's output in its log, at most; 0: there are no logs."""
     log_days: float = Field(default=7, gt=0)
@@ -155,6 +164,21 @@ class NodeConfig(BaseSettings):
     def metrics_path(self) -> Path:
         """Samples of sandboxes' meters."""
         return self.history_dir / "metrics.db"
+
+    @property
+    def image_jobs_dir(self) -> Path:
+        """Records and logs of image jobs, a directory each."""
+        return self.data_dir / "image-jobs"
+
+    @property
+    def image_work_dir(self) -> Path:
+        """What image jobs that are under way have, a directory each."""
+        return self.data_dir / "image-work"
+
+    @property
+    def uploads_dir(self) -> Path:
+        """What projects uploaded, a directory each."""
+        return self.data_dir / "uploads"
 
     @property
     def upper_dir(self) -> Path:

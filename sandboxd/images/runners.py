@@ -61,3 +61,7 @@ class Runner(Protocol):
     async def run(self, job_id: str, asked: StartImageJob, watch: Watch) -> Made:
         """Make the image. JobError; ProblemError where the request itself cannot be."""
         ...
+
+    def clean(self, job_id: str) -> None:
+        """Remove what is kept of a job that will not go on. Called once it has ended, for every job. Blocks."""
+        ...
