@@ -108,7 +108,11 @@ class NodeConfig(BaseSettings):
     image_largest_mib: int = Field(default=65_536, ge=1)
     """A larger image is refused, and so is one that would become larger."""
     image_first_uid: int = Field(default=65_200, ge=1, le=2**31 - 65)
-    """Images are fetched by users of no name, from this number on; nobody else of the machine may have those."""
+    """Images are fetched and put together by users of no name, 65 from this number on; nobody else may have those."""
+    build_steps: int = Field(default=2, ge=1, le=64)
+    """How many steps of builds run at once, each in a sandbox."""
+    build_egress: Literal["open", "blocked"] = "open"
+    """What steps of builds may reach where neither the build nor its project says."""
 
     sandbox_log_mib: int = Field(default=64, ge=0, le=65_536)
     """What is kept of a sandbox's output in its log, at most; 0: there are no logs."""
@@ -169,6 +173,16 @@ class NodeConfig(BaseSettings):
     def image_jobs_dir(self) -> Path:
         """Records and logs of image jobs, a directory each."""
         return self.data_dir / "image-jobs"
+
+    @property
+    def build_uid(self) -> int:
+        """Who puts images together: none of those that fetch them."""
+        return self.image_first_uid + 64
+
+    @property
+    def build_cache_dir(self) -> Path:
+        """Which image came of which step of a build."""
+        return self.data_dir / "build-cache"
 
     @property
     def image_work_dir(self) -> Path:

@@ -201,7 +201,7 @@ async def opened(config: NodeConfig, parts: Parts) -> AsyncGenerator[Node]:
         found = await parts.runtime.version()
         await _open_images(config, parts.images)
         start_up = StartUp(parts.network, config.upper_dir)
-        work = image_work(config, parts.images)
+        work = image_work(config, parts.images, manager)
         async with manager.opened(start_up), work.jobs.opened():
             facts = NodeFacts(
                 node_id=identity.node_id,

@@ -5,6 +5,7 @@ import sys
 from dataclasses import dataclass
 from typing import Final
 
+from sandboxd.app.builds import build_runners
 from sandboxd.config import NodeConfig
 from sandboxd.images.base import Images
 from sandboxd.images.errand_runner import ErrandRules, ErrandRunner
@@ -15,6 +16,7 @@ from sandboxd.images.registries import Registries, make_registries
 from sandboxd.images.runners import Runner
 from sandboxd.images.store import ImageStore
 from sandboxd.images.uploads import Uploads
+from sandboxd.manager.manager import Manager
 
 _MIB: Final = 1024 * 1024
 _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -28,13 +30,13 @@ class ImageWork:
     uploads: Uploads
 
 
-def image_work(config: NodeConfig, images: Images) -> ImageWork:
-    """Make jobs and uploads. `build`, `sandbox` and `snapshot` have a runner once there is one for them."""
+def image_work(config: NodeConfig, images: Images, manager: Manager) -> ImageWork:
+    """Make jobs and uploads. `snapshot` has a runner once there is one for it."""
     uploads = Uploads(config.uploads_dir, reserve_bytes=config.disk_reserve_mib * _MIB)
     runners: dict[str, Runner] = {}
     if isinstance(images, ImageStore):
         errands = ErrandRunner(images, config.image_work_dir, _rules(config), lambda: registries(config), uploads.path)
-        runners |= {"registry": errands, "archive": errands}
+        runners |= {"registry": errands, "archive": errands, **build_runners(config, images, manager, uploads)}
     elif isinstance(images, FakeImages):
         runners["registry"] = FakeRunner(images)
     jobs = Jobs(config.image_jobs_dir, runners, JobRules(at_once=config.image_jobs))

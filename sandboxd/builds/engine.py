@@ -208,7 +208,9 @@ class BuildRun:
             image = await self._from(stage.plan.base)
         work = _Work(image)
         for index in range(done, len(stage.plan.steps)):
-            number = stage.first + index
+            step, number = stage.plan.steps[index], stage.first + index
+            if isinstance(step, FileStep) and step.stage is not None:
+                await self._result(step.stage)
             self._board.start(number)
             try:
                 await self._step(stage, index, work)

@@ -16,7 +16,6 @@ from typing import Any, Final, Protocol, cast
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from sandboxd.builds import worker
 from sandboxd.builds.plan import config_json
 from sandboxd.cgroups import pidfds
 from sandboxd.contract.images import ImageReason
@@ -89,8 +88,10 @@ class _Made(BaseModel):
 class Maker:
     """Makes images in one store."""
 
-    def __init__(self, store: ImageStore, points: FailPoints, limits: ImportLimits | None = None) -> None:
+    def __init__(self, store: ImageStore, points: FailPoints, limits: ImportLimits | None = None, *, uid: int) -> None:
+        """`uid` is who does the work, and nobody else is."""
         self._store = store
+        self._uid = uid
         self._points = points
         self._limits = limits or ImportLimits()
 
@@ -140,11 +141,15 @@ class Maker:
             own = work / "own"
             own.mkdir(mode=0o700)
             if os.geteuid() == 0:
-                os.chown(own, worker.NOBODY, worker.NOBODY)
+                os.chown(own, self._uid, self._uid)
             request = _Request(own, self._points)
             try:
                 request.fill(what, parent, changes, context)
-                request.body |= {"size_bytes": self._limits.size_bytes, "entries": self._limits.entries}
+                request.body |= {
+                    "uid": self._uid,
+                    "size_bytes": self._limits.size_bytes,
+                    "entries": self._limits.entries,
+                }
                 yield request
             finally:
                 request.close()

@@ -4,6 +4,7 @@ What a crash leaves of one is a stranger to the next start of the agent, which r
 """
 
 import asyncio
+import os
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
@@ -11,12 +12,13 @@ from typing import Final, Protocol, cast
 
 import structlog
 
+from sandboxd.contract.ids import new_id
 from sandboxd.contract.messages import SandboxSpec
 from sandboxd.contract.problems import ProblemError
 from sandboxd.contract.states import SandboxState
 from sandboxd.guest_client.base import Guest, GuestError, GuestUnreachableError
 from sandboxd.hooks.base import Parts
-from sandboxd.images.base import ImageConfig, LocalImage
+from sandboxd.images.base import ImageConfig
 from sandboxd.processes.live import Ending
 from sandboxd.runner.tools import Tools
 
@@ -50,10 +52,8 @@ class BuildSandbox:
     parts: Parts
     tools: Tools
     ended: Ending
-
-    @property
-    def id(self) -> str:
-        return self.parts.sandbox_id
+    id: str
+    """Nobody knows it by this; what is said of its processes needs one."""
 
     @property
     def guest(self) -> Guest:
@@ -99,7 +99,7 @@ async def build_sandbox(house: House, spec: SandboxSpec, config: ImageConfig) ->
         await _start(house.tools, parts, config)
         async with asyncio.TaskGroup() as group:
             watcher = group.create_task(_watch(house.tools, parts, ended))
-            yield BuildSandbox(parts, house.tools, ended)
+            yield BuildSandbox(parts, house.tools, ended, new_id("sbx", os.urandom))
             watcher.cancel()
     except ExceptionGroup as errors:
         raise cast("Exception", errors.exceptions[0]) from None
@@ -115,7 +115,7 @@ async def _start(tools: Tools, parts: Parts, config: ImageConfig) -> None:
             for hook in tools.hooks:
                 await hook.prepare(parts)
                 if (image := parts.image) is not None:
-                    parts.image = replace(cast("LocalImage", image), config=config)
+                    parts.image = replace(image, config=config)
     except TimeoutError as error:
         raise ProblemError("deadline_exceeded", f"The sandbox was not ready in {START_SECONDS:g} s.") from error
     except ProblemError:

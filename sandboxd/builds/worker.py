@@ -26,8 +26,6 @@ from sandboxd.images.stack import Dropped, Stack
 from sandboxd.images.tar_stream import ByteStream, TarStream
 from sandboxd.images.tree import ImportLimits, Tally
 
-NOBODY: Final = 65_531
-"""An owner without an account: not the one that sandboxes' own processes run as."""
 _PIECE: Final = 1024 * 1024
 _PR_SET_NO_NEW_PRIVS: Final = 38
 _PR_SET_DUMPABLE: Final = 4
@@ -40,7 +38,7 @@ def main() -> None:
     """Do what the request on descriptor 3 says, and answer on descriptor 4."""
     with os.fdopen(3, "rb") as asking:
         request: dict[str, Any] = json.load(asking)
-    _confine(int(request["size_bytes"]))
+    _confine(int(request["size_bytes"]), int(request["uid"]))
     try:
         answer = _Work(request).run()
     except NothingToCopyError as error:
@@ -63,7 +61,7 @@ def _failed(kind: str, error: BaseException) -> dict[str, Any]:
     return {"error": kind, "message": str(error)[:1000] or type(error).__name__}
 
 
-def _confine(size_bytes: int) -> None:
+def _confine(size_bytes: int, uid: int) -> None:
     """Give up everything that is not needed, for good."""
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES + 2 * size_bytes, _MEMORY_BYTES + 2 * size_bytes))
     resource.setrlimit(resource.RLIMIT_FSIZE, (2 * size_bytes, 2 * size_bytes))
@@ -71,8 +69,8 @@ def _confine(size_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if os.geteuid() == 0:
         os.setgroups([])
-        os.setresgid(NOBODY, NOBODY, NOBODY)
-        os.setresuid(NOBODY, NOBODY, NOBODY)
+        os.setresgid(uid, uid, uid)
+        os.setresuid(uid, uid, uid)
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)

@@ -182,8 +182,7 @@ class Jobs:
     def _take_up(self, job_id: str, job: _Job) -> None:
         """Go on with a job of an earlier agent."""
         runner = self._runners.get(job.record.kind)
-        registry = job.asked.source.registry
-        if runner is not None and runner.resumes and (registry is None or registry.username is None):
+        if runner is not None and runner.resumes and not _had_secrets(job.asked):
             self._say(job, "progress", "the node has started again; going on", None)
             self._launch(job_id, job)
             return
@@ -323,8 +322,19 @@ def _read_log(log: JobLog, after: int) -> list[bytes]:
 
 
 def _kept(asked: StartImageJob) -> dict[str, Any]:
-    """Return what may be written down of a request: no password."""
-    return asked.model_dump(mode="json", by_alias=True, exclude={"source": {"registry": {"password"}}})
+    """Return what may be written down of a request: no password, and of secret variables their names only."""
+    kept = asked.model_dump(mode="json", by_alias=True, exclude={"source": {"registry": {"password"}}})
+    if asked.source.build is not None:
+        kept["source"]["build"]["build"]["secret_env"] = dict.fromkeys(asked.source.build.build.secret_env, "")
+    return kept
+
+
+def _had_secrets(asked: StartImageJob) -> bool:
+    """Tell whether a request that was read again lacks what it had."""
+    registry, build = asked.source.registry, asked.source.build
+    return (registry is not None and registry.username is not None) or (
+        build is not None and bool(build.build.secret_env)
+    )
 
 
 def _shown(made: Made) -> MadeImage:
