@@ -198,31 +198,28 @@ class _Request:
             os.lseek(asking, 0, os.SEEK_SET)
             pid = await asyncio.to_thread(self._spawn, asking, answering)
             try:
-                await self._finish(pid, difference)
+                failure = await self._feed(pid, difference)
             finally:
                 await _end(pid)
-            return _read(answering)
+            return _answer(answering, failure)
         finally:
             os.close(asking)
             os.close(answering)
 
-    async def _finish(self, pid: int, difference: Difference | None) -> None:
-        """Wait for the worker, and feed it; its own words are what counts when both fail."""
-        if difference is None or self._upper is None:
-            await _ended(pid)
-            return
-        upper, self._upper = self._upper, None
-        self._drop_readers()
+    async def _feed(self, pid: int, difference: Difference | None) -> Exception | None:
+        """Feed a worker until it has ended; return what the feeding failed with."""
         failure: Exception | None = None
-        try:
-            await difference(upper)
-        except Exception as error:  # noqa: BLE001 - a worker that refuses what it reads makes the writer fail
-            failure = error
-        finally:
-            os.close(upper)
+        if difference is not None and self._upper is not None:
+            upper, self._upper = self._upper, None
+            self._drop_readers()
+            try:
+                await difference(upper)
+            except Exception as error:  # noqa: BLE001 - a worker that refuses what it reads makes the writer fail
+                failure = error
+            finally:
+                os.close(upper)
         await _ended(pid)
-        if failure is not None:
-            raise _TornError(str(failure)) from failure
+        return failure
 
     def _drop_readers(self) -> None:
         """Only the worker reads: were it gone, a writer must not wait for us."""
@@ -262,13 +259,6 @@ class _Request:
 _START: Final = "import os, sys; os.chdir(sys.argv[1]); from sandboxd.builds.worker import main; main()"
 
 
-class _TornError(JobError):
-    """The sandbox's files could not be read."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(ImageReason.STEP_FAILED, f"The sandbox's files could not be read: {message}")
-
-
 def _high(descriptor: int) -> int:
     made = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 64)
     os.close(descriptor)
@@ -288,6 +278,20 @@ async def _end(pid: int) -> None:
     """Make certain that a child has ended, and reap it."""
     os.kill(pid, signal.SIGKILL)
     await asyncio.to_thread(os.waitpid, pid, 0)
+
+
+def _answer(answering: int, failure: Exception | None) -> dict[str, Any]:
+    """Return what a worker said. When it was fed badly, what it refuses on its own account counts all the same."""
+    torn = JobError(ImageReason.STEP_FAILED, "The sandbox's files could not be read: it ended, or its disk is broken.")
+    try:
+        answer = _read(answering)
+    except JobError as error:
+        if failure is None or error.reason is not ImageReason.CORRUPT:
+            raise
+        raise torn from failure
+    if failure is not None:
+        raise torn from failure
+    return answer
 
 
 def _read(answering: int) -> dict[str, Any]:

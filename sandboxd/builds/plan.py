@@ -264,19 +264,25 @@ class _Reading:
         if mode is not None and not _CHMOD.fullmatch(mode):
             raise DockerfileError(line, f"--chmod={mode[:20]} is no octal mode")
         stage = self.dockerfile.find(flags["from"], self.number) if "from" in flags else None
-        absolute = self._absolute(to)
         return FileStep(
             text=instruction.text,
             line=line,
             config=self.config,
             sources=_checked(sources, line),
-            to=absolute if absolute == "/" or not to.endswith(("/", "/.")) else f"{absolute}/",
+            to=_destination(self.config.cwd, to),
             stage=None if stage is None else stage.number,
             image=flags.get("from") if stage is None else None,
             mode=None if mode is None else int(mode, 8),
             owner=self._expand(flags["chown"], line) if "chown" in flags else None,
             extracts=instruction.keyword == "ADD",
         )
+
+
+def _destination(cwd: str | None, to: str) -> str:
+    """Return where a copy goes: absolute, with a slash at its end if it says that it is a directory."""
+    absolute = posixpath.normpath(posixpath.join(cwd or "/", to))
+    is_directory = to.endswith("/") or posixpath.basename(to) in {".", ".."}
+    return f"{absolute}/" if is_directory and absolute != "/" else absolute
 
 
 def _check_added(sources: Sequence[str], line: int) -> None:
@@ -351,13 +357,12 @@ def _program(given: GivenStep, line: int, config: ImageConfig) -> RunStep:
 
 
 def _copied(copy: CopyStep, line: int, config: ImageConfig) -> FileStep:
-    to = posixpath.normpath(posixpath.join(config.cwd or "/", copy.to))
     return FileStep(
         text=f"copy {copy.source} {copy.to}",
         line=line,
         config=config,
         sources=_checked([copy.source], line),
-        to=to if to == "/" or not copy.to.endswith("/") else f"{to}/",
+        to=_destination(config.cwd, copy.to),
         mode=None if copy.mode is None else int(copy.mode, 8),
         owner=copy.owner,
     )

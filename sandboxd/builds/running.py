@@ -20,7 +20,8 @@ from sandboxd.processes.trust import Exit, ExitDetails, Lost
 
 LINE: Final = 4096
 """Letters of one line of a log; a longer one is several."""
-_TAIL: Final = 20
+_TAIL: Final = 5
+"""Lines of the output that the failure itself shows; the log has all of them."""
 _KINDS: Final[Mapping[int, LineKind]] = {FrameKind.STDOUT: "stdout", FrameKind.STDERR: "stderr"}
 
 Say = Callable[[LineKind, str], None]
@@ -65,7 +66,7 @@ def _judge(details: ExitDetails, tail: str) -> None:
         how = f"was ended by {details.signal} (exit code {details.exit_code})"
     else:
         how = f"ended with exit code {details.exit_code}"
-    raise StepFailedError(f"{how}{tail and ':'}\n{tail}".rstrip(), details.exit_code)
+    raise StepFailedError(f"{how}; it said last: {tail}" if tail else how, details.exit_code)
 
 
 class _Output:
@@ -91,7 +92,7 @@ class _Output:
                 self._open[kind] = ""
 
     def tail(self) -> str:
-        return "\n".join(self._tail)[-3000:]
+        return " / ".join(line for line in self._tail if line.strip())[-1500:]
 
     def _add(self, kind: int, text: str) -> None:
         *whole, rest = (self._open[kind] + text).split("\n")

@@ -118,7 +118,10 @@ class _Work:
         if kind == "upper":
             tally = Tally(replace(self._limits, size_bytes=int(self._request["upper_bytes"])))
             upper = Upper(tree, self._contents, tally, self._dropped)
-            upper.apply(TarStream(ByteStream(_pieces(int(row["descriptor"])))), row["exclude"])
+            archive = TarStream(ByteStream(_pieces(int(row["descriptor"]))))
+            upper.apply(archive, row["exclude"])
+            if not archive.ended:
+                raise SourceDamagedError("the difference is cut off")
         elif kind == "copy":
             self._copying(row).run(_copy(row), tree)
         else:
