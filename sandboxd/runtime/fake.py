@@ -50,7 +50,7 @@ class FakeSandbox:
         )
     )
     panicked: bool = False
-    upper: bytes = b""
+    upper: bytes = bytes(1024)
     """What it has changed in its files: a tar."""
 
 
@@ -69,6 +69,8 @@ class FakeWorld:
     def __init__(self) -> None:
         self.sandboxes: dict[str, FakeSandbox] = {}
         self.calls: Counter[str] = Counter()
+        self.upper = bytes(1024)
+        """What new sandboxes will have changed in their files: a tar."""
         self._switches: list[_Switch] = []
         self._pids = _FIRST_PID
 
@@ -118,6 +120,7 @@ class FakeWorld:
             incarnation=Incarnation(sentry=sentry, gofer=gofer),
             guest=FakeGuest(),
             resources=launch.resources,
+            upper=self.upper,
         )
 
     def take(self, verb: str, sandbox_id: str | None) -> "_Switch | None":

@@ -46,7 +46,7 @@ class Bench:
 
     async def make(
         self, *changes: Change, context: dict[str, Any] | bytes | None = None, upper: bytes | None = None
-    ) -> Any:
+    ) -> tuple[dict[str, Any], dict[str, tuple[int, int, int]], Product]:
         place = None
         if context is not None:
             place = self.home / "context.tar"
