@@ -198,9 +198,10 @@ class ImageSource(Strict):
         return exactly_one(self)
 
 
-def exactly_one(
-    source: Strict, names: tuple[str, ...] = ("registry", "archive", "build", "sandbox", "snapshot")
-) -> str:
+SOURCES: Final = ("registry", "archive", "build", "sandbox", "snapshot")
+
+
+def exactly_one(source: Strict, names: tuple[str, ...] = SOURCES) -> str:
     """Return the name of the only field that is set. ValueError."""
     given = [name for name in names if getattr(source, name) is not None]
     if len(given) != 1:

@@ -47,8 +47,8 @@ class JobLog:
         text = (message or "")[: TEXT_BYTES // 4]
         self._append(_line({"kind": "exit", "at": render_time(at), "state": state, "reason": reason, "text": text}))
 
-    def read(self, after: int) -> Iterator[bytes]:
-        """Yield whole lines beyond a position, each with its own and that of the next. Blocks; OSError."""
+    def read(self, after: int, until: int | None = None) -> Iterator[bytes]:
+        """Yield whole lines beyond a position and, where it is given, before another. Blocks; OSError."""
         if not self._path.exists():
             return
         with self._path.open("rb") as file:
@@ -60,6 +60,8 @@ class JobLog:
                 out: list[bytes] = []
                 for line in whole:
                     following = position + len(line) + 1
+                    if until is not None and following > until:
+                        break
                     out.append(b'{"seq":%d,"next":%d,%b\n' % (position, following, line[1:]))
                     position = following
                 if out:

@@ -156,7 +156,7 @@ class Jobs:
         while True:
             over = job.record.state in SETTLED
             size = job.log.size
-            for piece in await asyncio.to_thread(_read_log, job.log, position):
+            for piece in await asyncio.to_thread(_read_log, job.log, position, size):
                 yield piece
             position = max(position, size)
             if over or not follow:
@@ -317,8 +317,8 @@ class _Watch:
         self._jobs._change(self._job, steps=list(steps))  # noqa: SLF001 - the same
 
 
-def _read_log(log: JobLog, after: int) -> list[bytes]:
-    return list(log.read(after))
+def _read_log(log: JobLog, after: int, until: int) -> list[bytes]:
+    return list(log.read(after, until))
 
 
 def _kept(asked: StartImageJob) -> dict[str, Any]:

@@ -1,10 +1,11 @@
-"""Image jobs: begun once, done by a program without rights, shared, cancelled, taken up again, with a log that is kept."""
+"""Image jobs: begun once, done by a program without rights, shared, cancelled, taken up again, with a kept log."""
 
 import asyncio
 import hashlib
 import json
 import os
 from collections.abc import AsyncGenerator, AsyncIterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def reference(registry: FakeRegistry, tag: str = "latest") -> str:
     return f"{registry.host}/team/app:{tag}"
 
 
-def gate(registry: FakeRegistry, kind: str = "blobs") -> asyncio.Event:
+def gate(registry: FakeRegistry, kind: str = IMAGE.layer_digests[0]) -> asyncio.Event:
     """Let nothing of a kind out until the event is set."""
     opened = asyncio.Event()
 
@@ -82,7 +83,7 @@ async def test_an_image_of_a_registry(stand: JobStand, registry: FakeRegistry) -
     lines = [LogLine.model_validate_json(line) for line in (await stand.lines(job_id)).splitlines()]
     assert [line.kind for line in lines][-1] == "exit"
     assert lines[-1].state == "ready"
-    assert all(one.next == two.seq for one, two in zip(lines, lines[1:], strict=False))
+    assert all(one.next == two.seq for one, two in pairwise(lines))
     assert not list((stand.home / "work").iterdir())
 
 
@@ -247,12 +248,7 @@ async def test_the_program_has_no_rights(stand: JobStand, registry: FakeRegistry
     opened = gate(registry)
     job_id = stand.start(asked(reference(registry)))
     await until(lambda: stand.jobs.get(job_id).progress is not None)
-    own = [
-        path
-        for path in Path("/proc").glob("[0-9]*")
-        if b"errand_program" in _read(path / "cmdline") and str(stand.home).encode() in _read(path / "cmdline")
-    ]
-    (program,) = own
+    (program,) = [path for path in Path("/proc").glob("[0-9]*") if _runs(path, stand.home)]
     status = dict(line.split(":\t", 1) for line in (program / "status").read_text().splitlines() if ":\t" in line)
     assert set(status["Uid"].split()) == set(status["Gid"].split()) == {"65200"}
     assert status["Groups"].split() == []
@@ -264,11 +260,12 @@ async def test_the_program_has_no_rights(stand: JobStand, registry: FakeRegistry
     assert not program.exists()
 
 
-def _read(path: Path) -> bytes:
+def _runs(process: Path, home: Path) -> bool:
     try:
-        return path.read_bytes()
+        command = (process / "cmdline").read_bytes()
     except OSError:
-        return b""
+        return False
+    return b"errand_program" in command and str(home).encode() in command
 
 
 async def test_jobs_go_on_after_a_restart(tmp_path: Path, registry: FakeRegistry) -> None:
