@@ -11,7 +11,7 @@ from api.routes.calls import LARGE_BODY_BYTES, MERGE_PATCH, Call, scoped
 from api.routes.image_log import EVENT_STREAM, NDJSON, as_lines, as_server_events, kind_of, resumed
 from api.routes.operations import IDEMPOTENCY, IF_MATCH, WAIT, json_body, json_of, operation, query
 from api.routes.relay import Relay
-from api.services import image_following, image_making, images
+from api.services import image_builds, image_following, image_making, images
 from api.services.image_nodes import member_of
 from api.services.image_requests import NAME, TAG, ImageSpec, PatchImage, PutTag, split_tag
 from api.services.image_views import Image, ImageList, Tag, TagList, tag_view
@@ -47,6 +47,12 @@ _MAKE_CODES: Final = (
     "no_capacity",
     "node_unreachable",
     "disk_full",
+    "sandbox_not_found",
+    "invalid_state",
+    "operation_in_progress",
+    "registry_unavailable",
+    "image_refused",
+    "image_unauthorized",
 )
 
 
@@ -74,7 +80,8 @@ async def create_image(call: Write) -> Response:
     call.no_query()
     spec, raw = await call.body(ImageSpec, limit=LARGE_BODY_BYTES)
     key = call.idempotency_key("create_image", raw)
-    record, replayed = await image_making.make(call.platform, call.caller, spec, key)
+    bases = await image_builds.bases(call.platform, call.caller, spec)
+    record, replayed = await image_making.make(call.platform, call.caller, spec, key, bases)
     found = await image_following.wait_until(
         call.platform, record, lambda row: row.state in _SETTLED, seconds=spec.wait_seconds
     )

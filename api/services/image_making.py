@@ -1,5 +1,6 @@
 """Making images: a promise in the database, one job on one node, followed until it is settled."""
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 import structlog
@@ -13,6 +14,7 @@ from api.services.node_client import NodeProblemError, NodeUnreachableError
 from api.services.platform import Platform
 from api.store import idempotency as key_store
 from api.store import images as store
+from api.store import sandboxes
 from api.store.db import Connection
 from api.store.idempotency import Claim, Key
 from api.store.image_tables import Image
@@ -24,22 +26,25 @@ from sandboxd.contract.images import (
     ImageState,
     RegistrySource,
 )
-from sandboxd.contract.messages import EgressSpec
+from sandboxd.contract.messages import EgressSpec, ImageRef
 from sandboxd.contract.problems import ProblemError
 from sandboxd.contract.references import InvalidReferenceError, Naming, Reference, parse
+from sandboxd.contract.states import SandboxState
 from sandboxd.contract.validation import invalid_field
 
 _log = structlog.get_logger()
 _KINDS_HERE: Final = frozenset({"registry", "archive"})
 
 
-async def make(platform: Platform, caller: Caller, spec: ImageSpec, key: Key | None) -> tuple[Image, bool]:
-    """Promise an image and begin it; returns it, and whether this was a replay."""
+async def make(
+    platform: Platform, caller: Caller, spec: ImageSpec, key: Key | None, bases: Mapping[str, ImageRef]
+) -> tuple[Image, bool]:
+    """Promise an image and begin it; returns it, and whether this was a replay. `bases`: what a build is from."""
     if feature := spec.later_feature():
         raise NotImplementedProblem(feature)
     if spec.visibility == "public":
         require_operator(caller)
-    source, reference = _source(platform, caller, spec)
+    source, reference = _source(platform, caller, spec, bases)
     node_id = await _node_for(platform, caller, spec)
     image = _row(platform, caller, spec.kind, source, reference, node_id, spec.config)
     image.visibility, image.labels = spec.visibility, spec.metadata
@@ -95,7 +100,9 @@ def require_operator(caller: Caller) -> None:
         raise ProblemError("scope_required", "Only operators make images public.", required_scope="operator")
 
 
-def _source(platform: Platform, caller: Caller, spec: ImageSpec) -> tuple[dict[str, Any], str | None]:
+def _source(
+    platform: Platform, caller: Caller, spec: ImageSpec, bases: Mapping[str, ImageRef]
+) -> tuple[dict[str, Any], str | None]:
     """Return what a node is asked for, and the canonical reference of a registry's image."""
     given: BaseModel | None = getattr(spec, spec.kind)
     if (registry := spec.registry) is not None:
@@ -111,12 +118,14 @@ def _source(platform: Platform, caller: Caller, spec: ImageSpec) -> tuple[dict[s
         mode = caller.defaults.get("egress", {}).get("mode")
         egress = build.egress or EgressSpec(mode="open" if mode == "open" else "blocked")
         build = build.model_copy(update={"egress": egress})
-        return BuildSource(build=build).model_dump(mode="json", by_alias=True), None
+        return BuildSource(build=build, images=dict(bases)).model_dump(mode="json", by_alias=True), None
     return given.model_dump(mode="json", by_alias=True) if given is not None else {}, None
 
 
 async def _node_for(platform: Platform, caller: Caller, spec: ImageSpec) -> str:
     """Return the node that shall make it: where the upload lies, else any."""
+    if spec.sandbox is not None:
+        return await _node_of_sandbox(platform, caller, spec.sandbox.sandbox_id)
     build = spec.build
     sha256 = spec.archive.upload if spec.archive is not None else build.context if build is not None else None
     if sha256 is None:
@@ -135,6 +144,19 @@ async def _node_for(platform: Platform, caller: Caller, spec: ImageSpec) -> str:
             "upload_not_found", f"Of the upload {sha256} only {state.offset} bytes are here.", offset=state.offset
         )
     return upload.node_id
+
+
+async def _node_of_sandbox(platform: Platform, caller: Caller, sandbox_id: str) -> str:
+    """Return where a running sandbox of the caller's is. `sandbox_not_found`, `invalid_state`."""
+    sandbox = await platform.database.read(sandboxes.get, caller.project_id, sandbox_id)
+    if sandbox.state != SandboxState.RUNNING:
+        raise ProblemError(
+            "invalid_state",
+            f"Sandbox {sandbox_id} is {sandbox.state}; only of a running one an image can be made.",
+            state=sandbox.state,
+            allowed=[SandboxState.RUNNING],
+        )
+    return sandbox.node_id
 
 
 def upload_not_found(sha256: str) -> ProblemError:
