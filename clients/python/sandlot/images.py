@@ -7,8 +7,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, cast
 
-from sandlot.errors import SandlotError
-from sandlot.models import as_object, parse_time, required, text
+from sandlot._context import Files
+from sandlot.errors import ConfigurationError, SandlotError
+from sandlot.models import Resources, as_object, parse_time, required, text
 
 SETTLED: Final = frozenset({"ready", "failed"})
 _PIECE_BYTES: Final = 1024 * 1024
@@ -26,6 +27,8 @@ class Image:
     """The source as the API takes it."""
     archive: Path | None = None
     """A file that is uploaded before, if it is not there."""
+    files: tuple[Files, ...] = ()
+    """Files that a build takes along: packed, and uploaded if they are not there."""
     config: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     @classmethod
@@ -38,6 +41,117 @@ class Image:
     def from_archive(cls, path: str | Path, *, format: str = "oci") -> "Image":  # noqa: A002 - the word of the API
         """Return the image in a file: an `oci` layout, what `docker` save wrote, or a `rootfs`; each as a tar."""
         return cls({"archive": {"format": format}}, archive=Path(path))
+
+    @classmethod
+    def base(cls) -> "Image":
+        """Return the platform's image `base`, to build on: Debian 12 with Python and Node."""
+        return cls.from_image("base")
+
+    @classmethod
+    def debian(cls) -> "Image":
+        """Return a Debian with Python to build on: `base`."""
+        return cls.base()
+
+    @classmethod
+    def from_image(cls, name: str) -> "Image":
+        """Return an image to build on: a name, an id, or a reference to a registry's."""
+        return cls({"build": {"from": name, "steps": []}})
+
+    @classmethod
+    def from_dockerfile(
+        cls,
+        path: str | Path,
+        *,
+        context: str | Path | None = None,
+        build_args: Mapping[str, str] | None = None,
+        target: str | None = None,
+    ) -> "Image":
+        """Return what a Dockerfile makes of a directory, by default its own; a `.dockerignore` there counts."""
+        place = Path(path)
+        given: dict[str, Any] = {"dockerfile": place.read_text(), "build_args": dict(build_args or {}) or None}
+        build = {name: value for name, value in (given | {"target": target}).items() if value is not None}
+        return cls({"build": build}, files=(Files("", Path(context) if context is not None else place.parent),))
+
+    def run(self, command: str | Sequence[str]) -> "Image":
+        """Go on with a command, run as the image's user: a line for the shell, or a program with its arguments."""
+        return self._with({"run": command if isinstance(command, str) else list(command)})
+
+    def pip_install(self, *packages: str) -> "Image":
+        """Go on with packages of Python; files in the image (`/tmp/x.whl`) and options of pip are fine too."""
+        return self._with({"pip_install": list(packages)})
+
+    def apt_install(self, *packages: str) -> "Image":
+        """Go on with packages of Debian."""
+        return self._with({"apt_install": list(packages)})
+
+    def npm_install(self, *packages: str) -> "Image":
+        """Go on with packages of Node, for everybody."""
+        return self._with({"npm_install": list(packages)})
+
+    def copy(
+        self,
+        local: str | Path,
+        remote: str,
+        *,
+        mode: str | None = None,
+        owner: str | None = None,
+        ignore: Sequence[str] = (),
+    ) -> "Image":
+        """Go on with a file of this machine, or with what is in a directory of it; `ignore` as in a `.dockerignore`.
+
+        They are read when the image is made, not now. With a slash at its end `remote` is a directory.
+        """
+        path = Path(local)
+        place = f"c{len(self.files)}"
+        name = place if path.is_dir() else f"{place}/{path.name}"
+        step = {"from": name, "to": remote, "mode": mode, "owner": owner}
+        image = self._with({"copy": {key: value for key, value in step.items() if value is not None}})
+        return replace(image, files=(*self.files, Files(name, path, tuple(ignore))))
+
+    def env(self, **variables: str) -> "Image":
+        """Go on with variables of the environment, for the steps that follow and for sandboxes."""
+        return self._with({"env": variables})
+
+    def workdir(self, path: str) -> "Image":
+        """Go on in a directory, made if it is not there."""
+        return self._with({"workdir": path})
+
+    def user(self, name: str) -> "Image":
+        """Go on as somebody else."""
+        return self._with({"user": name})
+
+    def with_build(
+        self,
+        *,
+        resources: Resources | None = None,
+        egress: str | None = None,
+        no_cache: bool | None = None,
+        timeout_seconds: int | None = None,
+    ) -> "Image":
+        """Return the same, built with other means; `egress` is what its steps may reach: `open` or `blocked`."""
+        given: dict[str, Any] = {
+            "resources": None if resources is None else resources.to_json(),
+            "egress": None if egress is None else {"mode": egress},
+            "no_cache": no_cache,
+            "timeout_seconds": timeout_seconds,
+        }
+        build = self._build() | {name: value for name, value in given.items() if value is not None}
+        return replace(self, source={"build": build})
+
+    def _with(self, step: Mapping[str, Any]) -> "Image":
+        build = self._build()
+        if "steps" not in build:
+            raise ConfigurationError("the steps of a Dockerfile are in it", hint="Name its image, and use from_image.")
+        return replace(self, source={"build": build | {"steps": [*build["steps"], step]}})
+
+    def _build(self) -> dict[str, Any]:
+        """Return the build that this is, or the one that begins with it."""
+        if "build" in self.source:
+            return dict(self.source["build"])
+        registry = self.source.get("registry", {})
+        if "reference" in registry and "platform" not in registry:
+            return {"from": registry["reference"], "steps": []}
+        raise ConfigurationError("nothing can be built on it before it is made", hint="Make it, and use from_image.")
 
     def with_config(
         self,

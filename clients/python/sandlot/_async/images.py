@@ -1,11 +1,15 @@
 """The images of a project: made, found, named, removed."""
 
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING, Any, Final
 
+from sandlot import _context
 from sandlot._clock import async_in_thread, async_sleep
 from sandlot._commands import segment
+from sandlot._context import Files
 from sandlot._lines import NDJSON, LineReader
 from sandlot._requests import Request
 from sandlot.errors import NotFoundError, UnreachableError
@@ -19,6 +23,7 @@ if TYPE_CHECKING:
 
 Watcher = Callable[[ImageInfo], None]
 UploadWatcher = Callable[[int, "int | None"], None]
+LineWatcher = Callable[[dict[str, Any]], None]
 _PART_BYTES: Final = 8 * 1024 * 1024
 _WAIT_SECONDS: Final = 5
 """Between two looks at how far it is."""
@@ -41,14 +46,18 @@ class AsyncImages:
         wait: bool = True,
         progress: Watcher | None = None,
         uploaded: UploadWatcher | None = None,
+        said: LineWatcher | None = None,
     ) -> ImageInfo:
         """Make an image and wait until it is ready; `progress` is told of it meanwhile. ImageFailedError.
 
-        A retry never makes a second one. An archive is uploaded before, from where an earlier try ended.
+        A retry never makes a second one. An archive or a build's files are uploaded before, from where an earlier try
+        ended. `said` is told each line of the log while it is written.
         """
         source = {kind: dict(value) for kind, value in image.source.items()}
         if image.archive is not None:
             source["archive"]["upload"] = await self.upload(image.archive, progress=uploaded)
+        if image.files:
+            source["build"]["context"] = await self._upload_files(image.files, uploaded)
         given: dict[str, Any] = {
             "tags": list(tags) or None,
             "visibility": visibility,
@@ -58,6 +67,10 @@ class AsyncImages:
         body = source | {name: value for name, value in given.items() if value is not None}
         request = Request("POST", "/v1/images", body=body, idempotency_key=new_idempotency_key())
         info = ImageInfo.parse(await self._client.call(request))
+        if said is not None and wait:
+            async with aclosing(self.log(info.id, follow=True)) as lines:
+                async for line in lines:
+                    said(line)
         return await self.wait(info.id, progress=progress) if wait else info
 
     async def pull(self, reference: str, *, tags: Sequence[str] = (), progress: Watcher | None = None) -> ImageInfo:
@@ -176,6 +189,13 @@ class AsyncImages:
                 content_bytes=len(data),
             )
             offset = int(as_object(await self._client.call(request))["offset"])
+
+    async def _upload_files(self, files: Sequence[Files], progress: UploadWatcher | None) -> str:
+        """Pack files and upload that; the same files are not sent twice."""
+        with NamedTemporaryFile(prefix="sandlot-context-") as place:
+            await async_in_thread(_context.write, place, files)
+            place.flush()
+            return await self.upload(Path(place.name), progress=progress)
 
     async def _offset(self, sha256: str) -> int:
         try:

@@ -1,4 +1,4 @@
-"""image pull, ls, inspect, rm, tag, log: the images of a project."""
+"""image pull, build, ls, inspect, rm, tag, log: the images of a project."""
 
 import sys
 from collections.abc import Generator, Sequence
@@ -47,6 +47,43 @@ def import_(
 ) -> None:
     """Upload a file and make an image of it; print its id. After a break the same goes on."""
     _make(Image.from_archive(file, format=form), file.name, tag or [], quiet=quiet, as_json=as_json)
+
+
+@app.command()
+def build(  # noqa: PLR0913 - one option for each thing a build is told
+    context: Annotated[Path, typer.Argument(help="The directory whose files the build may copy.")],
+    *,
+    file: Annotated[Path | None, typer.Option("--file", "-f", help="Default: Dockerfile in the context.")] = None,
+    tag: Tags = None,
+    build_arg: Annotated[
+        list[str] | None, typer.Option("--build-arg", metavar="NAME=VALUE", help="The value of an ARG.")
+    ] = None,
+    target: Annotated[str | None, typer.Option("--target", help="The stage to build; default: the last.")] = None,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Run every step again.")] = False,
+    egress: Annotated[str | None, typer.Option("--egress", help="What steps may reach: open or blocked.")] = None,
+    quiet: Quiet = False,
+    as_json: options.Json = False,
+) -> None:
+    """Build an image from a Dockerfile, show what its steps say, and print its id."""
+    given = dict(options.pair(text, "--build-arg") for text in build_arg or [])
+    image = Image.from_dockerfile(file or context / "Dockerfile", context=context, build_args=given, target=target)
+    image = image.with_build(no_cache=no_cache or None, egress=egress)
+
+    async def work(client: AsyncClient) -> ImageInfo:
+        with _shown(show.printable(str(context)), quiet=quiet) as (uploaded, _):
+            return await client.images.make(
+                image, tags=tag or [], uploaded=uploaded, said=None if quiet else _print_aside
+            )
+
+    info = do(work, as_json=as_json)
+    show.print_json(info.raw) if as_json else show.print_line(info.id)
+
+
+def _print_aside(line: dict[str, Any]) -> None:
+    """Print a line of the log where it is not in the way of the answer."""
+    if line.get("kind") != "exit":
+        sys.stderr.write(_text(line) + "\n")
+        sys.stderr.flush()
 
 
 def _make(image: Image, what: str, tags: Sequence[str], *, quiet: bool, as_json: bool) -> None:
@@ -137,12 +174,16 @@ def log(
 
 
 def _print(line: dict[str, Any]) -> None:
+    show.print_line(_text(line))
+
+
+def _text(line: dict[str, Any]) -> str:
     text = str(line.get("text") or "")
     if line.get("kind") == "exit":
         text = f"{line.get('state')}: {text}" if text else str(line.get("state"))
     elif line.get("kind") == "lost":
         text = f"[… {line.get('lost_bytes')} bytes were too much for the log …]"
-    show.print_line(show.printable(text))
+    return show.printable(text)
 
 
 @contextmanager
