@@ -21,6 +21,8 @@ from sandboxd.images.base import ImageConfig
 
 DEFAULT_BASE: Final = "base"
 _SHELL: Final = ("/bin/sh", "-c")
+_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+"""Where programs look in a sandbox whose image says nothing: what `$PATH` is then."""
 _VERSION: Final = 1
 _ARCHIVE: Final = re.compile(r"\.(tar|tar\.(gz|bz2|xz|zst)|tgz|tbz2?|txz)$")
 _CHMOD: Final = re.compile(r"0?[0-7]{3,4}")
@@ -173,7 +175,7 @@ class _Reading:
         return Step(text=instruction.text, line=instruction.line, config=self.config, note=note)
 
     def _lookup(self, name: str) -> str | None:
-        return self.config.env.get(name, self.arguments.get(name))
+        return self.config.env.get(name, self.arguments.get(name, _PATH if name == "PATH" else None))
 
     def _expand(self, words: str, line: int) -> str:
         return text.expand(words, self._lookup, self.dockerfile.escape, line)

@@ -40,7 +40,7 @@ def main() -> None:
         request: dict[str, Any] = json.load(asking)
     _confine(int(request["size_bytes"]), int(request["uid"]))
     try:
-        answer = _Work(request).run()
+        answer = Work(request).run()
     except NothingToCopyError as error:
         answer = _failed("missing", error)
     except SourceTooLargeError as error:
@@ -77,7 +77,7 @@ def _confine(size_bytes: int, uid: int) -> None:
     resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
 
 
-class _Work:
+class Work:
     """One request: a tree, what is laid over it, and an image of it; or digests of what copies would take."""
 
     def __init__(self, request: Mapping[str, Any]) -> None:

@@ -228,9 +228,10 @@ def _with_heredocs(
 ) -> tuple[Instruction, int]:
     if instruction.keyword != "RUN":
         raise DockerfileError(instruction.line, "heredocs are understood in RUN only")
-    begin, content = at, list[str]()
+    begin = at
+    content: list[str] = []
     for mark in marks:
-        content = []
+        content.clear()
         while True:
             if at >= len(lines):
                 raise DockerfileError(instruction.line, f"the heredoc {mark[3]} has no end")

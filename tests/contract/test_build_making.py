@@ -107,7 +107,7 @@ async def test_files_and_directories_are_copied(tmp_path: Path) -> None:
             copy("x.txt", to="/bin/tool"),
             copy("x.txt", to="/etc"),
             copy("app/*.py", to="/new/dir/"),
-            Change(kind="directory", path="/work/here"),
+            Change(kind="directory", path="/desk/here"),
             context=CONTEXT,
         )
         assert found["srv/main.py"] == "print()"
@@ -117,7 +117,7 @@ async def test_files_and_directories_are_copied(tmp_path: Path) -> None:
         assert rights["usr/bin/tool"] == (0o644, 0, 0)
         assert found["etc/x.txt"] == "x"
         assert found["new/dir/main.py"] == "print()"
-        assert found["work/here"] is None
+        assert found["desk/here"] is None
         assert found["big"] == BASE["big"]
 
 

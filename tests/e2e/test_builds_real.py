@@ -156,6 +156,7 @@ def test_a_running_sandbox_becomes_an_image_and_runs_on(platform: Platform) -> N
     assert text == "kept\nls: cannot access '/opt': No such file or directory\n"
     answer = platform.http.post(f"{calls}/run", json={"argv": ["cat", "/root/kept"]})
     assert answer.json()["stdout"] == "kept\n"
+    platform.http.delete(f"/v1/sandboxes/{sandbox['id']}", params={"grace_seconds": 0})
 
 
 def test_steps_are_bounded_and_reach_what_they_may(platform: Platform) -> None:

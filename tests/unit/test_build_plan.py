@@ -35,6 +35,12 @@ def test_config_follows_the_instructions() -> None:
     )
 
 
+def test_a_path_that_nobody_set_is_the_usual_one() -> None:
+    planner = Planner(Build(dockerfile="FROM scratch\nENV PATH=$PATH:/opt\n"))
+    (step,) = planner.plan(0, ImageConfig()).steps
+    assert step.config.env["PATH"].endswith(":/bin:/opt")
+
+
 def test_an_entrypoint_takes_the_bases_cmd_away() -> None:
     assert planned('FROM base\nENTRYPOINT ["/run"]')[1].cmd == ()
     assert planned('FROM base\nCMD ["x"]\nENTRYPOINT ["/run"]')[1].cmd == ("x",)
