@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,6 @@ from api_stand import until
 from image_jobs_kit import ONE, TWO, JobStand, asked, job_stand
 from registry_kit import FakeRegistry, digest_of, make_image, pack, serving, tar_of, write_layout, write_saved
 from sandboxd.clock import HostClock
-from sandboxd.contract.ids import new_id
 from sandboxd.contract.images import (
     ArchiveSource,
     ImageOverrides,
@@ -28,6 +28,8 @@ from sandboxd.contract.images import (
     StartImageJob,
 )
 from sandboxd.contract.problems import ProblemError
+from sandboxd.images.base import ImageConfig
+from sandboxd.images.errand_program import overridden
 from sandboxd.images.job_log import JobLog
 from sandboxd.images.tokens import Credential
 
@@ -360,5 +362,8 @@ async def test_old_uploads_go(stand: JobStand) -> None:
     assert not path.exists()
 
 
-def test_ids_of_jobs_are_drawn_by_the_api() -> None:
-    assert new_id("img", os.urandom).startswith("img")
+def test_what_is_left_out_stays_as_the_source_says() -> None:
+    config = ImageConfig(env={"A": "1"}, user="7", cwd="/srv", cmd=("x",), labels={"l": "1"})
+    assert overridden(config, None) == config
+    assert overridden(config, ImageOverrides(entrypoint=[], env={"A": "2"})) == replace(config, env={"A": "2"})
+    assert overridden(config, ImageOverrides(cmd=[], user="root")) == replace(config, cmd=(), user="root")

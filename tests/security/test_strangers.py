@@ -202,7 +202,7 @@ async def test_without_an_answers_body_a_stranger_learns_no_more(stand: Stand, t
 
 def area_of(template: str) -> str:
     """The scope's area: a route's last collection."""
-    if template.split("/")[2:3][0] in IMAGE_COLLECTIONS:
+    if template.split("/")[2:3] in [[name] for name in IMAGE_COLLECTIONS]:
         return "images"
     if "/processes" in template or template.endswith("}/run"):
         return "processes"
