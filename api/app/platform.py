@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 from api.config import Settings
 from api.reconcilers.loop import reconcile
-from api.services import identity, reports
+from api.services import identity, image_following, reports
 from api.services.background import Background
 from api.services.identity import Callers
 from api.services.node_client import NodeClient
@@ -54,6 +54,7 @@ async def open_platform(settings: Settings, sources: Sources = SOURCES) -> Async
                 callers=Callers(),
             )
             await reports.load_nodes(platform)
+            await image_following.take_up(platform)
             background.start(reconcile(platform))
             yield platform
     finally:

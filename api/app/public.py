@@ -10,7 +10,20 @@ from starlette.types import ASGIApp
 from api.app.dispatch import Dispatcher
 from api.app.edge import Edge
 from api.config import VERSION
-from api.routes import files, history, later, node_reports, ports, processes, runs, sandboxes, service, sockets
+from api.routes import (
+    files,
+    history,
+    images,
+    later,
+    node_reports,
+    ports,
+    processes,
+    runs,
+    sandboxes,
+    service,
+    sockets,
+    uploads,
+)
 from api.routes.answers import problem_answer
 from api.routes.operations import complete
 from api.services.platform import Platform
@@ -24,6 +37,8 @@ _ROUTERS: Final = (
     ports.router,
     history.router,
     runs.router,
+    images.router,
+    uploads.router,
     service.router,
     later.router,
 )

@@ -7,10 +7,12 @@ from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.responses import Response
 
+from api.services.image_views import waiting_message
 from api.services.platform import Platform
 from api.services.views import render, view
 from api.store.tables import Sandbox
 from sandboxd.contract.problems import MEDIA_TYPE, ProblemError
+from sandboxd.contract.states import SandboxState
 
 REPLAYED: Final = "Idempotency-Replayed"
 
@@ -26,7 +28,10 @@ def sandbox_answer(platform: Platform, row: Sandbox, status: int = 200, *, repla
     if replayed:
         headers[REPLAYED] = "true"
     seen = platform.fleet.observed.get(row.id)
-    return json_answer(view(row, seen, platform.sources.now_us()), status, headers)
+    coming = None
+    if row.state == SandboxState.PENDING and not row.node_id:
+        coming = f"Its image is being fetched. {waiting_message(platform.images.jobs.get(row.image_id))}"
+    return json_answer(view(row, seen, platform.sources.now_us(), coming=coming), status, headers)
 
 
 def problem_answer(request: Request, error: ProblemError) -> Response:

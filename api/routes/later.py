@@ -23,7 +23,6 @@ _BELOW_SANDBOX: Final = (
 _COLLECTIONS: Final = (
     "audit",
     "events",
-    "images",
     "keys",
     "nodes",
     "prices",
@@ -31,8 +30,6 @@ _COLLECTIONS: Final = (
     "quotas",
     "secrets",
     "snapshots",
-    "tags",
-    "uploads",
     "usage",
     "webhooks",
 )

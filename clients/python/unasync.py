@@ -20,6 +20,7 @@ NAMES = {
     "AsyncConnection": "Connection",
     "AsyncFiles": "Files",
     "AsyncGenerator": "Generator",
+    "AsyncImages": "Images",
     "AsyncIterator": "Iterator",
     "AsyncLock": "Lock",
     "AsyncOutput": "Output",

@@ -14,6 +14,7 @@ import structlog
 
 from sandboxd.app.failures import FailureStore
 from sandboxd.app.identity import Identity, read_identity
+from sandboxd.app.image_jobs import ImageWork, image_work
 from sandboxd.app.metrics import Meters
 from sandboxd.cgroups import Cgroups
 from sandboxd.clock import Clock, HostClock
@@ -87,6 +88,7 @@ class Node:
     upkeep: Upkeep
     scrub: Scrub | None
     meters: Meters
+    images: ImageWork
 
 
 def real_parts(config: NodeConfig) -> Parts:
@@ -202,7 +204,8 @@ async def opened(config: NodeConfig, parts: Parts) -> AsyncGenerator[Node]:
         found = await parts.runtime.version()
         await _open_images(config, parts.images)
         start_up = StartUp(parts.network, config.upper_dir)
-        async with manager.opened(start_up):
+        work = image_work(config, parts.images, manager)
+        async with manager.opened(start_up), work.jobs.opened():
             facts = NodeFacts(
                 node_id=identity.node_id,
                 name=config.node_name,
@@ -220,6 +223,7 @@ async def opened(config: NodeConfig, parts: Parts) -> AsyncGenerator[Node]:
                 upkeep=Upkeep(parts.network, parts.host, disk_watermark_mib=config.disk_watermark_mib),
                 scrub=_scrub(config, parts.images),
                 meters=Meters(manager, parts.host, version=facts.version, runtime=found.version),
+                images=work,
             )
     finally:
         await asyncio.to_thread(manager.tools.sampler.close)

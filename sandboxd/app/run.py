@@ -14,7 +14,7 @@ import structlog
 import uvloop
 from aiohttp import web
 
-from sandboxd.app import data_plane, history, operator
+from sandboxd.app import data_plane, history, images, operator
 from sandboxd.app import node as node_calls
 from sandboxd.app.assembly import Node, Parts, opened, real_parts
 from sandboxd.app.logs import set_up_logs
@@ -108,6 +108,7 @@ async def _listening(node: Node) -> AsyncGenerator[None]:
     routes = [
         *node_calls.routes(node.manager, node.reporter),
         *history.routes(node.manager),
+        *images.routes(node.images.jobs, node.images.uploads, node.parts.images),
         *data_plane.routes(node.manager, leaving=leaving),
     ]
     own = operator.routes(node.parts.ledger, node.meters)

@@ -13,6 +13,7 @@ from sandlot._async.attachment import AsyncAttachment
 from sandlot._async.client import AsyncClient
 from sandlot._async.connection import AsyncConnection
 from sandlot._async.files import AsyncFiles
+from sandlot._async.images import AsyncImages
 from sandlot._async.process import AsyncOutput, AsyncProcess, AsyncRun
 from sandlot._async.sandbox import AsyncSandbox
 from sandlot._commands import Default
@@ -20,6 +21,7 @@ from sandlot._sync.attachment import Attachment
 from sandlot._sync.client import Client
 from sandlot._sync.connection import Connection
 from sandlot._sync.files import Files
+from sandlot._sync.images import Images
 from sandlot._sync.process import Output, Process, Run
 from sandlot._sync.sandbox import Sandbox
 from sandlot._version import __version__
@@ -60,6 +62,7 @@ from sandlot.errors import (
     UnreachableError,
     UnsafeArchiveError,
 )
+from sandlot.images import Image, ImageFailedError, ImageInfo, ImageTag
 from sandlot.models import Frame, ProcessExit, ProcessInfo, Resources, RunResult, SandboxInfo, StartError
 from sandlot.retries import RetryPolicy
 
@@ -70,6 +73,7 @@ __all__ = [
     "AsyncClient",
     "AsyncConnection",
     "AsyncFiles",
+    "AsyncImages",
     "AsyncOutput",
     "AsyncProcess",
     "AsyncRun",
@@ -90,6 +94,11 @@ __all__ = [
     "FileMissingError",
     "Files",
     "Frame",
+    "Image",
+    "ImageFailedError",
+    "ImageInfo",
+    "ImageTag",
+    "Images",
     "InvalidRequestError",
     "LogLine",
     "NameTakenError",

@@ -25,6 +25,24 @@ OPERATIONS: Final = {
         ("path", "path_base64", "user", "mode", "owner", "group", "modified_at", "recursive"),
         (),
     ),
+    "create_image": Operation(
+        "POST",
+        "/v1/images",
+        (),
+        (
+            "registry",
+            "archive",
+            "build",
+            "sandbox",
+            "snapshot",
+            "tags",
+            "visibility",
+            "config",
+            "metadata",
+            "wait_seconds",
+        ),
+        (),
+    ),
     "create_sandbox": Operation(
         "POST",
         "/v1/sandboxes",
@@ -51,14 +69,17 @@ OPERATIONS: Final = {
         ),
         (),
     ),
+    "delete_image": Operation("DELETE", "/v1/images/{image_id}", (), (), ()),
     "delete_sandbox": Operation("DELETE", "/v1/sandboxes/{sandbox_id}", ("grace_seconds", "wait_seconds"), (), ()),
     "delete_sandboxes": Operation("POST", "/v1/sandboxes/delete", (), ("filter", "dry_run"), ("filter",)),
+    "delete_tag": Operation("DELETE", "/v1/tags/{tag_name}", (), (), ()),
     "dial_port": Operation("GET", "/v1/sandboxes/{sandbox_id}/dial", ("port",), (), ()),
     "extend_sandbox": Operation(
         "POST", "/v1/sandboxes/{sandbox_id}/extend", (), ("timeout_seconds",), ("timeout_seconds",)
     ),
     "get_error": Operation("GET", "/errors/{code}", (), (), ()),
     "get_health": Operation("GET", "/healthz", (), (), ()),
+    "get_image": Operation("GET", "/v1/images/{image_id}", ("wait_seconds", "wait_for"), (), ()),
     "get_me": Operation("GET", "/v1/me", (), (), ()),
     "get_metrics": Operation("GET", "/metrics", (), (), ()),
     "get_process": Operation(
@@ -73,6 +94,8 @@ OPERATIONS: Final = {
         (),
     ),
     "get_sandbox": Operation("GET", "/v1/sandboxes/{sandbox_id}", ("wait_seconds", "wait_for"), (), ()),
+    "get_tag": Operation("GET", "/v1/tags/{tag_name}", (), (), ()),
+    "head_upload": Operation("HEAD", "/v1/uploads/{sha256}", (), (), ()),
     "list_directory": Operation(
         "GET",
         "/v1/sandboxes/{sandbox_id}/directories",
@@ -80,6 +103,7 @@ OPERATIONS: Final = {
         (),
         (),
     ),
+    "list_images": Operation("GET", "/v1/images", ("state", "tag", "visibility", "limit", "cursor", "order"), (), ()),
     "list_ports": Operation("GET", "/v1/sandboxes/{sandbox_id}/ports", ("port", "wait_seconds"), (), ()),
     "list_processes": Operation(
         "GET", "/v1/sandboxes/{sandbox_id}/processes", ("state", "tag", "limit", "cursor", "order"), (), ()
@@ -91,6 +115,7 @@ OPERATIONS: Final = {
         (),
         (),
     ),
+    "list_tags": Operation("GET", "/v1/tags", ("limit", "cursor"), (), ()),
     "look_at_file": Operation("HEAD", "/v1/sandboxes/{sandbox_id}/files", ("path", "path_base64", "user"), (), ()),
     "make_directory": Operation(
         "PUT", "/v1/sandboxes/{sandbox_id}/directories", (), ("path", "path_base64", "user", "mode", "parents"), ()
@@ -102,6 +127,7 @@ OPERATIONS: Final = {
         ("from", "from_base64", "to", "to_base64", "overwrite", "user"),
         (),
     ),
+    "patch_image": Operation("PATCH", "/v1/images/{image_id}", (), ("visibility", "metadata"), ()),
     "patch_sandbox": Operation(
         "PATCH",
         "/v1/sandboxes/{sandbox_id}",
@@ -117,10 +143,13 @@ OPERATIONS: Final = {
         ),
         (),
     ),
+    "put_tag": Operation("PUT", "/v1/tags/{tag_name}", (), ("image_id",), ("image_id",)),
+    "put_upload": Operation("PUT", "/v1/uploads/{sha256}", ("offset", "total_bytes"), (), ()),
     "read_archive": Operation(
         "GET", "/v1/sandboxes/{sandbox_id}/archive", ("path", "path_base64", "user", "format", "exclude"), (), ()
     ),
     "read_file": Operation("GET", "/v1/sandboxes/{sandbox_id}/files", ("path", "path_base64", "user"), (), ()),
+    "read_image_log": Operation("GET", "/v1/images/{image_id}/log", ("after", "follow"), (), ()),
     "read_logs": Operation("GET", "/v1/sandboxes/{sandbox_id}/logs", ("after", "process_id", "follow"), (), ()),
     "read_metrics": Operation("GET", "/v1/sandboxes/{sandbox_id}/metrics", ("start", "end", "step_seconds"), (), ()),
     "read_output": Operation(

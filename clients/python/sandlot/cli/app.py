@@ -8,7 +8,7 @@ from typing import Annotated, Final
 import typer
 
 from sandlot._version import __version__
-from sandlot.cli import account, copying, forwarding, lifecycle, looking, running, show
+from sandlot.cli import account, copying, forwarding, images, lifecycle, looking, running, show
 from sandlot.cli.options import EXIT_API
 from sandlot.cli.work import EXIT_INTERRUPTED, EXIT_PIPE, stop_writing
 from sandlot.settings import PROFILE_VARIABLE
@@ -44,6 +44,7 @@ app.command()(looking.logs)
 app.command()(looking.watch)
 app.command()(looking.stats)
 app.command(name="port-forward")(forwarding.port_forward)
+app.add_typer(images.app, name="image")
 app.command()(account.login)
 app.command()(account.logout)
 app.command()(account.doctor)
