@@ -52,6 +52,7 @@ from sandboxd.manager.upkeep import Upkeep
 from sandboxd.network.base import Network
 from sandboxd.network.fake import FakeNetwork
 from sandboxd.network.kernel import KernelNetwork
+from sandboxd.packs.keys import PUBLIC
 from sandboxd.runner.tools import Tools
 from sandboxd.runtime.base import Runtime
 from sandboxd.runtime.bundle import limits
@@ -301,4 +302,5 @@ async def _open_images(config: NodeConfig, images: Images) -> None:
         return
     document = json.loads(described.read_bytes())
     file = (config.cache_dir / "images" / "base.erofs").resolve()
-    await images.register_file(file, [document["name"]], config_from_json(document["config"]), document["digest"])
+    defaults = config_from_json(document["config"])
+    await images.register_file(file, [document["name"]], defaults, document["digest"], owes=PUBLIC)

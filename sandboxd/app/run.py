@@ -24,6 +24,7 @@ from sandboxd.contract.reasons import SandboxReason
 from sandboxd.contract.states import TERMINAL
 from sandboxd.heartbeat import Heartbeat, SocketLink
 from sandboxd.manager.manager import StopRequest
+from sandboxd.manager.scrub import Scrub
 from sandboxd.processes.live import Ending
 
 _log = structlog.get_logger(__name__)
@@ -88,7 +89,7 @@ async def serving(config: NodeConfig, parts: Parts) -> AsyncGenerator[Node]:
         async with metrics, asyncio.TaskGroup() as group, _listening(node):
             scrub = node.scrub
             background = (
-                *(() if scrub is None else (group.create_task(scrub.run(node.manager, parts.clock)),)),
+                *(() if scrub is None else _looking_after(group, scrub, node)),
                 group.create_task(node.upkeep.run(node.manager, parts.clock, config.heartbeat_seconds)),
                 group.create_task(heartbeat.run()),
                 group.create_task(node.manager.tools.sampler.run(node.manager.sampled)),
@@ -99,6 +100,14 @@ async def serving(config: NodeConfig, parts: Parts) -> AsyncGenerator[Node]:
                 for task in background:
                     task.cancel()
                 await link.close()
+
+
+def _looking_after(group: asyncio.TaskGroup, scrub: Scrub, node: Node) -> tuple[asyncio.Task[None], ...]:
+    clock = node.parts.clock
+    return (
+        group.create_task(scrub.run(node.manager, clock)),
+        group.create_task(scrub.pay(clock, node.config.heartbeat_seconds)),
+    )
 
 
 @asynccontextmanager

@@ -33,6 +33,7 @@ def image_store(config: NodeConfig) -> ImageStore:
         packs=pack_store(config),
         cache_bytes=config.image_cache_mib * _MIB,
         reserve_bytes=config.disk_reserve_mib * _MIB,
+        shared=config.image_store is not None,
     )
 
 

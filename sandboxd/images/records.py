@@ -28,6 +28,9 @@ class Record:
     stored: tuple[ManifestName, ...] = ()
     """Where the store of packs has it, one for each domain; with none, its file here is all there is of it."""
 
+    owed: tuple[str, ...] = ()
+    """Domains of the store that it has still to be put into."""
+
     @property
     def id(self) -> str:
         return image_id_from_digest(self.sum.digest)
@@ -38,7 +41,8 @@ class Record:
 
     def is_of(self, domain: str) -> bool:
         """Tell whether somebody of that domain may know that it is here."""
-        return not self.stored or any(name.domain in {PUBLIC, domain} for name in self.stored)
+        domains = {name.domain for name in self.stored} | set(self.owed)
+        return not domains or not domains.isdisjoint({PUBLIC, domain})
 
     def report(self) -> NodeImage:
         return NodeImage(id=self.id, digest=self.sum.digest, names=list(self.names), size_bytes=self.sum.size_bytes)
@@ -72,6 +76,7 @@ def _parse(document: dict[str, Any]) -> Record:
         config=config_from_json(document["config"]),
         origins=tuple(_origin(row) for row in document.get("origins") or ()),
         stored=tuple(ManifestName(*row) for row in document.get("stored") or ()),
+        owed=tuple(str(domain) for domain in document.get("owed") or ()),
     )
 
 
@@ -102,6 +107,7 @@ def store_record(directory: Path, record: Record) -> None:
         "names": list(record.names),
         "config": asdict(record.config),
         "origins": [asdict(origin) for origin in record.origins],
+        "owed": list(record.owed),
         "stored": [[name.domain, name.image, name.hex] for name in record.stored],
     }
     target = directory / f"{record.hex}.json"

@@ -16,11 +16,14 @@ from pathlib import Path
 from threading import Event
 from typing import Final
 
+import structlog
+
 from sandboxd.contract.ids import image_id_from_digest
 from sandboxd.contract.messages import NodeImage
 from sandboxd.images import erofs, filling, layers
 from sandboxd.images.base import ImageConfig, ImageDamagedError, ImageMissingError, LocalImage, Origin
 from sandboxd.images.erofs import ImageBuildError, Sum
+from sandboxd.images.failures import ImageSourceError
 from sandboxd.images.filling import Filler
 from sandboxd.images.layers import Built
 from sandboxd.images.locks import SharedLocks
@@ -31,6 +34,8 @@ from sandboxd.images.tree import ImportLimits
 from sandboxd.packs.keys import PUBLIC, ManifestName
 from sandboxd.packs.manifest import Manifest
 from sandboxd.packs.store import PackStore
+
+_log = structlog.get_logger(__name__)
 
 _WORK: Final = ".work"
 LEASES: Final = ".lent"
@@ -62,8 +67,13 @@ class ImageStore:
         *,
         cache_bytes: int = 0,
         reserve_bytes: int = 0,
+        shared: bool = False,
     ) -> None:
-        """`packs`: what keeps images for all nodes. `cache_bytes`: what files take here that can be had from it."""
+        """`packs`: what keeps images for all nodes. `cache_bytes`: what files take here that can be had from it.
+
+        `shared`: other nodes use it too, so that what is owed to it is wanted there soon.
+        """
+        self._shared = shared
         self._directory = directory
         self._limits = limits or ImportLimits()
         self._records: dict[str, Record] = {}
@@ -163,10 +173,11 @@ class ImageStore:
         expected_digest: str | None = None,
         *,
         domain: str | None = None,
+        owes: str | None = None,
     ) -> NodeImage:
         """Take an EROFS file that was made elsewhere, linked where it can be. ImageDamagedError, ImageMissingError.
 
-        `domain` as in `import_path`.
+        `domain` as in `import_path`; `owes`: the same, but `pay` puts it into the store later.
         """
         source = source.resolve()
         if not source.is_file():
@@ -176,14 +187,14 @@ class ImageStore:
         if known is not None:
             with suppress(ImageDamagedError):
                 await asyncio.to_thread(_look, self._file(known), known.sum)
-                return await self._known(known, names, config, domain)
+                return await self._known(known, names, config, domain, owes)
         summed = await asyncio.to_thread(erofs.sum_up, source)
         if expected_digest is not None and summed.digest != expected_digest:
             raise ImageDamagedError(f"{source.name} is {summed.digest}, not {expected_digest}")
         target = self._directory / f"{summed.digest.removeprefix('sha256:')}.erofs"
         if self._shelf is None or domain is None:
             await asyncio.to_thread(erofs.place, source, target)
-            return await self._put(summed, names, config)
+            return await self._put(summed, names, config, owes=owes)
         async with self._shelf.keeping(source, summed, config, {}, domain) as stored:
             await asyncio.to_thread(erofs.place, source, target)
             return await self._put(summed, names, config, stored=stored)
@@ -237,11 +248,15 @@ class ImageStore:
         *,
         dropped: Mapping[str, int] | None = None,
         domain: str | None = None,
+        owes: str | None = None,
     ) -> NodeImage:
-        """Take a file that was built in a workplace of ours. `domain` as in `import_path`.
+        """Take a file that was built in a workplace of ours. `domain` and `owes` as in `register_file`.
 
         ImageSourceError: the store does not take it.
         """
+        if owes is not None:
+            await in_thread(lambda: self._settle(built, summed))
+            return await self._put(summed, names, config, () if origin is None else (origin,), owes=owes)
         return await self._take(summed, dropped or {}, built, names, config, domain, origin)
 
     async def name(self, record: Record, names: Sequence[str], origin: Origin) -> NodeImage:
@@ -284,6 +299,21 @@ class ImageStore:
         ):
             await self._put(record.sum, (), record.config, stored=stored)
 
+    async def pay(self) -> None:
+        """Put into the store what is owed to it; what fails is owed on. Public content first: others build on it.
+
+        What set-up made waits, if this node alone uses the store, until there is something else to store.
+        """
+        owing = [record for record in self.records() if record.owed]
+        if self._shelf is None or not (self._shared or any(record.origins for record in owing)):
+            return
+        debts = [(domain != PUBLIC, record.id, domain) for record in owing for domain in record.owed]
+        for _, image_id, domain in sorted(debts):
+            try:
+                await self.keep(image_id, domain)
+            except (ImageSourceError, ImageMissingError, ImageDamagedError) as error:
+                _log.warning("an image is not in the store yet", image_id=image_id, error=str(error))
+
     async def fetch(self, digest: str, names: Sequence[str]) -> NodeImage:
         """Know an image of the store under these names; its file comes when a sandbox needs it.
 
@@ -307,9 +337,11 @@ class ImageStore:
                 found[record.id] = await self._shelf.manifest(record.stored[0])
         return found
 
-    async def _known(self, record: Record, names: Sequence[str], config: ImageConfig, domain: str | None) -> NodeImage:
+    async def _known(
+        self, record: Record, names: Sequence[str], config: ImageConfig, domain: str | None, owes: str | None
+    ) -> NodeImage:
         """Name an image that is there, and have it in the store."""
-        image = await self._put(record.sum, names, config)
+        image = await self._put(record.sum, names, config, owes=owes)
         if domain is not None:
             await self.keep(record.id, domain)
         return image
@@ -417,8 +449,9 @@ class ImageStore:
         config: ImageConfig,
         origins: tuple[Origin, ...] = (),
         stored: ManifestName | None = None,
+        owes: str | None = None,
     ) -> NodeImage:
-        record = await asyncio.to_thread(self._write, summed, tuple(names), config, origins, stored)
+        record = await asyncio.to_thread(self._write, summed, tuple(names), config, origins, stored, owes)
         self._damaged.discard(record.id)
         self._refresh()
         if stored is not None:
@@ -432,6 +465,7 @@ class ImageStore:
         config: ImageConfig,
         origins: tuple[Origin, ...],
         stored: ManifestName | None = None,
+        owes: str | None = None,
     ) -> Record:
         """Write the record. A name belongs to one image: it is taken from any other."""
         with self._locked():
@@ -448,6 +482,7 @@ class ImageStore:
                 config=config,
                 origins=tuple(came.values())[-_ORIGINS:],
                 stored=tuple(where[domain] for domain in sorted(where)),
+                owed=tuple(sorted({*(() if old is None else old.owed), *((owes,) if owes else ())} - where.keys())),
             )
             for other in records.values():
                 if other.id != record.id:

@@ -26,6 +26,8 @@ class Verified(Protocol):
 
     async def republish(self) -> None: ...
 
+    async def pay(self) -> None: ...
+
 
 class Scrub:
     """One image at a time."""
@@ -51,6 +53,15 @@ class Scrub:
                     await self.once(manager)
             except Exception:  # noqa: BLE001 - the next round tries again
                 _log.exception("images cannot be verified")
+
+    async def pay(self, clock: Clock, every_seconds: float) -> None:
+        """Put into the store what is owed to it, for ever."""
+        while True:
+            await clock.sleep_until(clock.boottime() + every_seconds)
+            try:
+                await self._images.pay()
+            except Exception:  # noqa: BLE001 - the next round tries again
+                _log.exception("images cannot be stored")
 
     async def once(self, manager: Manager) -> None:
         """Verify the next image; sandboxes that live on a damaged file are ended: what they read may be anything."""

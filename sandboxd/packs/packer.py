@@ -6,6 +6,7 @@ that dies leaves nothing half-visible, and the next one finds what it stored.
 
 import hashlib
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,6 +26,7 @@ _LOOKED_UP: Final = 8 * 1024 * 1024
 _MOST_LOOKED_UP: Final = 512
 _PRESSING: Final = 6
 _STORING: Final = 2
+_NICE: Final = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,7 @@ class Packer:
         try:
             with (
                 self.index.lookup(domains, writing.avoids) as lookup,
-                ThreadPoolExecutor(os.cpu_count() or 2) as pressing,
+                ThreadPoolExecutor(os.cpu_count() or 2, initializer=_step_back) as pressing,
                 ThreadPoolExecutor(_STORING) as storing,
             ):
                 pass_ = _Pass(self, descriptor, lookup, pressing, storing, writing)
@@ -109,6 +111,11 @@ def whole(content: Iterable[Stretch], size: int) -> Iterator[Stretch]:
 def _cut(start: int, end: int) -> Iterator[Stretch]:
     for at in range(start, end, UNIT_BYTES):
         yield Stretch(at, min(UNIT_BYTES, end - at))
+
+
+def _step_back() -> None:
+    """Let this thread compress only with what others leave: sandboxes that start are waited for, imports are not."""
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
 
 
 @dataclass(slots=True)

@@ -12,7 +12,7 @@ import pytest
 
 from image_kit import files_tar
 from packs_kit import MemoryBlobs
-from sandboxd.images.base import ImageConfig, ImageDamagedError, ImageMissingError
+from sandboxd.images.base import ImageConfig, ImageDamagedError, ImageMissingError, Origin
 from sandboxd.images.failures import ImageReason, ImageSourceError
 from sandboxd.images.store import ImageStore
 from sandboxd.packs.blobs import StoreFullError, StoreUnavailableError
@@ -378,3 +378,35 @@ async def test_what_nobody_says_whose_it_is_stays_on_the_node(node: Node, blobs:
     source.write_bytes(files_tar({"data": content(1, 200_000)}))
     await node.images.import_path(source, ["a"], CONFIG)
     assert blobs.keys("v1/packs") | blobs.keys("v1/images") == set()
+
+
+async def test_what_is_owed_to_the_store_is_there_later(node: Node, other: Node, blobs: MemoryBlobs) -> None:
+    image_id = await node.add("a")
+    made, origin = node.file(image_id), Origin(kind="file", reference="x", digest="x", platform="x", at="x")
+    set_up = await other.images.register_file(made, ["base"], CONFIG, owes="public")
+    before = len(blobs.reads)
+    await other.images.pay()
+    assert len(blobs.reads) == before  # nobody else needs it yet
+    await other.images.name(other.images.records()[0], (), origin)
+    (record,) = other.images.records()
+    assert (record.stored, record.owed) == ((), ("public",))
+    blobs.fail = lambda _what, _key: StoreUnavailableError("gone")
+    await other.images.pay()
+    assert other.images.records()[0].owed == ("public",)
+    blobs.fail = lambda _what, _key: None
+    await other.images.pay()
+    (record,) = other.images.records()
+    assert ([name.domain for name in record.stored], record.owed) == (["public"], ())
+    await other.images.register_file(made, [], CONFIG, set_up.digest, owes="prja")
+    assert other.images.records()[0].owed == ("prja",)
+
+
+async def test_what_is_owed_is_its_domains_only(node: Node) -> None:
+    source = node.home / "made.erofs"
+    image_id = await node.add("a", domain="prjb")
+    node.file(image_id).rename(source)
+    await node.images.remove(image_id)
+    await node.images.register_file(source, [], CONFIG, owes="prja")
+    (record,) = node.images.records()
+    assert record.is_of("prja")
+    assert not record.is_of("prjb")
