@@ -97,8 +97,6 @@ async def test_bad_requests_say_where(images: ImageStand, spec: dict[str, Any], 
 @pytest.mark.parametrize(
     ("spec", "reason"),
     [
-        ({"build": {"steps": [{"run": "true"}]}}, "images.build"),
-        ({"sandbox": {"sandbox_id": "sbx" + "a" * 20}}, "images.sandbox"),
         ({"snapshot": {"snapshot_id": "snp" + "a" * 20}}, "images.snapshot"),
         ({"registry": {"reference": "x.example.com/a", "username": "u", "password_secret": "s"}}, "secrets"),
     ],
