@@ -403,6 +403,7 @@ BENCHMARKS: dict[str, Callable[[Platform, RawBox], Awaitable[list[Row]]]] = {
     "idle": idle,
     "images": images,
     **pool.benchmarks(client),
+    "builds": lambda platform, raw: importlib.import_module("builds").builds(platform, raw),
     "sampling": lambda platform, raw: importlib.import_module("sampling").sampling(platform, raw),
 }
 
