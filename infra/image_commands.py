@@ -19,7 +19,7 @@ from sandboxd.images.store import Record
 
 app = typer.Typer(no_args_is_help=True, help="Images of this node.")
 
-Platform = Annotated[str, typer.Option(help="os/architecture[/variant]; default: this machine's.")]
+Platform = Annotated[str, typer.Option(help=r"os/architecture\[/variant]; default: this machine's.")]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON, one object a line.")]
 
 

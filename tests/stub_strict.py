@@ -6,33 +6,14 @@ from functools import cache
 from sandlot.operations import OPERATIONS, Operation
 from stub_wire import Request
 
-_FILE = {"path", "path_base64", "user"}
 # Calls of the reference that the document does not have yet: the names they take.
 _PLANNED: dict[tuple[str, str], set[str]] = {
-    ("GET", "files"): _FILE,
-    ("PUT", "files"): _FILE | {"mode", "parents", "append"},
-    ("PATCH", "files"): _FILE | {"mode", "owner", "group", "modified_at", "recursive"},
-    ("DELETE", "files"): _FILE | {"recursive", "missing_ok"},
-    ("GET", "files/stat"): _FILE | {"follow"},
-    ("POST", "files/move"): {"from", "to", "overwrite", "user"},
-    ("GET", "directories"): _FILE | {"depth", "limit", "cursor"},
-    ("PUT", "directories"): _FILE | {"mode", "parents"},
-    ("GET", "archive"): _FILE | {"format", "exclude"},
-    ("PUT", "archive"): _FILE | {"format", "strip_components", "overwrite"},
-    ("GET", "watch"): _FILE | {"recursive"},
-    ("GET", "ports"): {"port", "wait_seconds"},
-    ("GET", "dial"): {"port"},
-    ("GET", "logs"): {"after", "process_id", "follow"},
-    ("GET", "metrics"): {"start", "end", "step_seconds"},
     ("POST", "tokens"): {"scopes", "expires_in_seconds", "port", "path", "identity"},
-    ("GET", "attach"): {"after", "tail_bytes"},
 }
 
 # Fields of a create that the reference has and this version of the server has not.
 _PLANNED_FIELDS = {
     "snapshot",
-    "entrypoint",
-    "use_image_entrypoint",
     "secret_env",
     "auto_resume",
     "tunnels",

@@ -14,11 +14,11 @@ from sandboxd.images.tar_stream import shown
 from sandboxd.images.tree import Tally
 
 _OPEN: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
-_KINDS: Final = {
-    stat.S_IFBLK: "block device",
-    stat.S_IFCHR: "character device",
-    stat.S_IFIFO: "named pipe",
-    stat.S_IFSOCK: "socket",
+_DROPPED: Final = {
+    stat.S_IFBLK: "devices",
+    stat.S_IFCHR: "devices",
+    stat.S_IFIFO: "pipes",
+    stat.S_IFSOCK: "sockets",
 }
 
 
@@ -59,8 +59,9 @@ class _Reading:
         """Read one entry; return its node when it is a directory."""
         status = os.stat(name, dir_fd=directory, follow_symlinks=False)
         kind = stat.S_IFMT(status.st_mode)
-        if kind in _KINDS:
-            raise ImageBuildError(f"{shown(path)} is a {_KINDS[kind]}: images hold files, directories and links only")
+        if kind in _DROPPED:
+            self._dropped.add(_DROPPED[kind], path)
+            return None
         if status.st_dev != self._device:
             raise ImageBuildError(f"{shown(path)} lies on another file system: something is mounted in the directory")
         if kind == stat.S_IFDIR:

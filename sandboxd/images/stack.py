@@ -23,6 +23,7 @@ _LINKS: Final = 40
 _STEPS: Final = 20_000_000
 """Names gone through because links say so, in all: a few bytes of archive can ask for thousands."""
 _SPECIAL: Final = {
+    # Root file systems bring a /dev of their own; what a sandbox has there is the runtime's.
     Kind.CHARACTER_DEVICE: "devices",
     Kind.BLOCK_DEVICE: "devices",
     Kind.PIPE: "pipes",
@@ -87,7 +88,7 @@ class Stack:
         self._way: tuple[bytes, int] | None = None
 
     def add(self, archive: TarStream, *, strict: bool = False) -> None:
-        """Lay an archive over what is there. `strict`: it stands alone, and nothing in it is left out or led astray."""
+        """Lay an archive over what is there. `strict`: it stands alone, and nothing in it is led astray."""
         self._layers = bytearray(len(self._tree))
         self._linked.clear()
         self._emptied.clear()
@@ -96,7 +97,8 @@ class Stack:
             parts = parts_of(entry.name)
             self._tally.entry(entry.name, len(parts))
             if strict:
-                self._strict(parts, entry)
+                if not parts and entry.kind is not Kind.DIRECTORY:
+                    raise ImageBuildError("the root of the tar is no directory")
             elif parts and parts[-1].startswith(_WHITEOUT):
                 self._hide(parts, entry.name)
                 continue
@@ -105,14 +107,6 @@ class Stack:
             if entry.xattrs:
                 self.dropped.note_xattrs(entry.name, entry.xattrs)
             self._take(archive, parts, entry, strict=strict)
-
-    def _strict(self, parts: list[bytes], entry: Entry) -> None:
-        if entry.kind in _SPECIAL:
-            raise ImageBuildError(
-                f"{shown(entry.name)} is a {entry.kind.value}: images hold files, directories and links only"
-            )
-        if not parts and entry.kind is not Kind.DIRECTORY:
-            raise ImageBuildError("the root of the tar is no directory")
 
     def _take(self, archive: TarStream, parts: list[bytes], entry: Entry, *, strict: bool) -> None:
         tree = self._tree

@@ -255,33 +255,36 @@ def test_an_archive_swapped_underneath_stays_inside(guest: RawGuest, base: str) 
 
 SWAP = """
 import os, sys
-place, outside = sys.argv[1:]
+*places, outside = sys.argv[1:]
 print('go', flush=True)
 while True:
-    try:
-        os.rename(place, place + '.aside')
-        os.symlink(outside, place)
-        os.unlink(place)
-        os.rename(place + '.aside', place)
-    except OSError:
-        try: os.unlink(place)
-        except OSError: pass
-        try: os.rename(place + '.aside', place)
-        except OSError: pass
+    for place in places:
+        try:
+            os.rename(place, place + '.aside')
+            os.symlink(outside, place)
+            os.unlink(place)
+            os.rename(place + '.aside', place)
+        except OSError:
+            try: os.unlink(place)
+            except OSError: pass
+            try: os.rename(place + '.aside', place)
+            except OSError: pass
 """
 
 
 def test_a_removal_swapped_underneath_stays_inside(guest: RawGuest, base: str) -> None:
+    """Many directories become links to another and back, while root removes the tree they are in."""
     guest.text(f"mkdir -p {base}/outside/deep {base}/in; chmod 777 {base}/in")
     guest.text(f"touch {base}/outside/kept {base}/outside/deep/kept")
-    swapper = guest.start(["python3", "-c", SWAP, f"{base}/in/d", f"{base}/outside"], user="12345")["id"]
+    places = [f"{base}/in/{number}" for number in range(24)]
+    swapper = guest.start(["python3", "-c", SWAP, *places, f"{base}/outside"], user="12345")["id"]
     try:
         guest.follow(swapper).until(lambda frames: len(frames) > 1)
         for _ in range(25):
-            guest.text(f"mkdir -p {base}/in/d; touch {base}/in/d.aside/x; true", user="12345")
+            guest.run(["mkdir", "-p", *(f"{place}/x" for place in places)], user="12345")
             guest.call("DELETE", "files", query={"path": f"{base}/in", "recursive": 1})
             guest.text(f"mkdir -p -m 777 {base}/in")
-        assert guest.text(f"ls {base}/outside {base}/outside/deep").count("kept") == 2
+        assert guest.text(f"cd {base}/outside; echo * deep/*") == "deep kept deep/kept\n"
     finally:
         guest.signal(swapper, "SIGKILL")
         guest.ended(swapper)

@@ -71,6 +71,17 @@ def test_everything_is_told_in_order(guest: RawGuest, base: str) -> None:
     watch.close()
 
 
+def test_an_upload_is_told_once_it_is_there(guest: RawGuest, base: str) -> None:
+    """Nothing of what is written aside: a new file is made, one that was there is written to."""
+    watch = Watch(guest, base)
+    guest.put(f"{base}/a", b"x" * 3_000_000)
+    guest.put(f"{base}/a", b"y" * 3_000_000)
+    guest.put(f"{base}/end", b"")
+    came = watch.named("end")
+    assert came == [("create", "a"), ("write", "a"), ("create", "end")]
+    watch.close()
+
+
 def test_new_directories_are_watched_from_their_beginning(guest: RawGuest, base: str) -> None:
     watch = Watch(guest, base)
     script = (

@@ -12,6 +12,7 @@ from harness import Platform
 from harness import platform as start
 from raw_sandbox import RawBox
 from report import Row, median, percentile
+from sandlot import AsyncClient, AsyncSandbox
 
 ROUNDS = 15
 STANDING = 20
@@ -58,9 +59,10 @@ async def _first_output(pooled: Platform, client: Client, raw: RawBox) -> list[R
     ours: list[float] = []
     creates: list[float] = []
     theirs: list[float] = []
+    by_client: list[float] = []
     sandbox = await raw.create()
     sandbox.exec(["node", "-v"])
-    async with client(pooled) as api:
+    async with client(pooled) as api, AsyncClient(pooled.url, pooled.key) as python:
         for number in range(ROUNDS + 1):
             await _filled(pooled, STANDING)
             begun = time.perf_counter()
@@ -76,6 +78,12 @@ async def _first_output(pooled: Platform, client: Client, raw: RawBox) -> list[R
                 ours.append((ended - begun) * 1000)
                 creates.append((created - begun) * 1000)
             await api.delete(made)
+            await _filled(pooled, STANDING)
+            begun = time.perf_counter()
+            async with await AsyncSandbox.create(client=python) as by_python:
+                assert (await by_python.run(["node", "-v"])).stdout.startswith("v")
+                if number:
+                    by_client.append((time.perf_counter() - begun) * 1000)
     await raw.remove(sandbox)
     claims = [each * 1000 for each in _claim_seconds(pooled)]
     report = await _pool(pooled)
@@ -89,6 +97,15 @@ async def _first_output(pooled: Platform, client: Client, raw: RawBox) -> list[R
             limit=1.3,
             note=f"p50 of {ROUNDS}, in turn; p90 {percentile(ours, 90):.0f} ms against "
             f"{percentile(theirs, 90):.0f} ms; {report['misses']} misses",
+        ),
+        Row(
+            name="the same through the Python client",
+            unit="ms",
+            value=median(by_client),
+            baseline=median(theirs),
+            baseline_name="`node -v` by control-socket exec in a running sandbox",
+            limit=1.3,
+            note=f"p90 {percentile(by_client, 90):.0f} ms",
         ),
         Row(
             name="create from a warm pool, over HTTP, p50",

@@ -18,8 +18,9 @@ _LIVE = ["pending", "starting", "running", "pausing", "paused", "resuming", "sto
 
 
 def create(  # noqa: PLR0913 - one parameter for each option
+    which: Annotated[str | None, typer.Argument(metavar="[IMAGE]", help="The image to start from; base.")] = None,
     *,
-    image: Annotated[str, typer.Option("--image", help="The image to start from.")] = "base",
+    image: Annotated[str | None, typer.Option("--image", help="The same as an option.")] = None,
     name: Annotated[str | None, typer.Option("--name", help="A name, unique among those running.")] = None,
     reuse: Annotated[bool, typer.Option("--reuse", help="Take the live one of that name, if there is one.")] = False,
     env: options.Env = None,
@@ -37,8 +38,10 @@ def create(  # noqa: PLR0913 - one parameter for each option
     as_json: options.Json = False,
 ) -> None:
     """Make a sandbox and print its id."""
+    if which and image:
+        raise typer.BadParameter("the image is given twice", param_hint="--image")
     target = options.Target(
-        image,
+        which or image or "base",
         env=options.environment(env),
         resources=Resources(cpus, memory_mib, disk_mib),
         user=user,

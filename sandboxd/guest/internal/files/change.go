@@ -170,7 +170,7 @@ func empty(at place, depth int) error {
 	if depth > deepest {
 		return errTooDeep
 	}
-	dir, err := unix.Openat(at.dir, at.name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	dir, err := openDirectory(at.dir, at.name)
 	if err != nil {
 		return err
 	}
@@ -282,7 +282,7 @@ func makeLast(full string, mode *uint32, made *bool) error {
 	if mode == nil {
 		return nil
 	}
-	fd, err := unix.Openat(at.dir, at.name, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	fd, err := hold(at.dir, at.name)
 	if err != nil {
 		return err
 	}

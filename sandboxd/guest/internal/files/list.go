@@ -128,7 +128,7 @@ func (w *walk) offer(dir int, name, shown string, status *unix.Stat_t) error {
 }
 
 func (w *walk) descend(dir int, name, shown string, depth int) error {
-	fd, err := unix.Openat(dir, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	fd, err := openDirectory(dir, name)
 	if err != nil {
 		return nil
 	}

@@ -126,7 +126,7 @@ func (p *packer) entry(dir int, name, shown string, depth int) error {
 	}
 	switch status.Mode & unix.S_IFMT {
 	case unix.S_IFDIR:
-		fd, err := unix.Openat(dir, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+		fd, err := openDirectory(dir, name)
 		if err != nil {
 			return err
 		}

@@ -66,6 +66,35 @@ func below(dir int, name string, flags int, mode uint32) (int, error) {
 	}
 }
 
+// openDirectory opens a directory by its name in another, and no link to one: ENOTDIR. gVisor follows a last link where
+// O_DIRECTORY is asked for together with O_NOFOLLOW, so what is there is held first, as it is, and then looked at.
+func openDirectory(dir int, name string) (int, error) {
+	held, err := hold(dir, name)
+	if err != nil {
+		return -1, err
+	}
+	defer unix.Close(held)
+	return reopen(held, unix.O_RDONLY|unix.O_DIRECTORY)
+}
+
+// hold returns a descriptor that stands for a directory, and only for naming it; ENOTDIR for anything else.
+func hold(dir int, name string) (int, error) {
+	fd, err := unix.Openat(dir, name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, err
+	}
+	var status unix.Stat_t
+	err = unix.Fstat(fd, &status)
+	if err == nil && status.Mode&unix.S_IFMT != unix.S_IFDIR {
+		err = unix.ENOTDIR
+	}
+	if err != nil {
+		unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
+}
+
 // reopen opens again what a descriptor stands for, with the rights of the calling thread's user.
 func reopen(fd, flags int) (int, error) {
 	return unix.Open(ownPath(fd), flags|unix.O_CLOEXEC|unix.O_NOCTTY, 0)

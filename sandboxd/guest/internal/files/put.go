@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path"
+	"strings"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -75,6 +76,30 @@ func Begin(user identity.User, full string, wanted Wanted) (*Upload, *wire.Probl
 	return upload, nil
 }
 
+const (
+	asideNew  = ".sandlot-new-"
+	asideOver = ".sandlot-over-"
+)
+
+// aside makes up the name of a file while it is written. It tells a watch what its rename will mean.
+func aside(replaces bool) string {
+	if replaces {
+		return asideOver + rand.Text()
+	}
+	return asideNew + rand.Text()
+}
+
+// appearing is what a rename from a name means to a watch: "create" or "write" for one of `aside`, else "".
+func appearing(name string) string {
+	switch base := path.Base(name); {
+	case strings.HasPrefix(base, asideNew):
+		return "create"
+	case strings.HasPrefix(base, asideOver):
+		return "write"
+	}
+	return ""
+}
+
 func (u *Upload) openAside() error {
 	var err error
 	if u.at, err = parent(u.full); err != nil {
@@ -94,7 +119,7 @@ func (u *Upload) openAside() error {
 	if u.wanted.Mode != nil {
 		u.mode = *u.wanted.Mode
 	}
-	u.temp = ".sandlot-" + rand.Text()
+	u.temp = aside(u.Replaces)
 	fd, err := unix.Openat(u.at.dir, u.temp, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
 	if err != nil {
 		return err

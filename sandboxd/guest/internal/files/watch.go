@@ -368,6 +368,9 @@ func (w *watcher) renamed(from *half, to string) error {
 			}
 		}
 	}
+	if kind := appearing(from.name); kind != "" {
+		return w.say(kind, to, from.isDir)
+	}
 	event := wire.FileEvent{Kind: "rename", IsDirectory: &from.isDir, At: wire.Stamp(time.Now())}
 	event.Path, event.PathBase64 = textOrBytes(path.Join(w.base, from.name))
 	event.To, event.ToBase64 = textOrBytes(path.Join(w.base, to))
@@ -403,7 +406,11 @@ func (w *watcher) overflow() error {
 	return w.say("overflow", "", !w.isFile)
 }
 
+// say tells of one change. What an upload writes aside is none until it has its name.
 func (w *watcher) say(kind, name string, isDir bool) error {
+	if appearing(name) != "" {
+		return nil
+	}
 	event := wire.FileEvent{Kind: kind, IsDirectory: &isDir, At: wire.Stamp(time.Now())}
 	event.Path, event.PathBase64 = textOrBytes(path.Join(w.base, name))
 	return w.emit(event)
