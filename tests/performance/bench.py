@@ -402,6 +402,7 @@ BENCHMARKS: dict[str, Callable[[Platform, RawBox], Awaitable[list[Row]]]] = {
     "api_overhead": api_overhead,
     "idle": idle,
     "images": images,
+    "imageapi": lambda platform, raw: importlib.import_module("imageapi").imageapi(platform, raw),
     **pool.benchmarks(client),
     "builds": lambda platform, raw: importlib.import_module("builds").builds(platform, raw),
     "sampling": lambda platform, raw: importlib.import_module("sampling").sampling(platform, raw),
