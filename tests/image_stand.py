@@ -48,7 +48,8 @@ async def image_stand(base: Path, **changes: Any) -> AsyncGenerator[ImageStand]:
     settings = make_settings(base, **changes)
     images = FakeImages()
     runner = FakeRunner(images)
-    jobs, uploads = Jobs(base / "jobs", {"registry": runner, "archive": runner}), Uploads(base / "uploads")
+    jobs = Jobs(base / "jobs", dict.fromkeys(("registry", "archive", "build", "sandbox"), runner))
+    uploads = Uploads(base / "uploads")
     routes = image_calls.routes(jobs, uploads, images)
     async with (
         jobs.opened(),

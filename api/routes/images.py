@@ -40,6 +40,7 @@ _TEXT: Final = {"schema": {"type": "string"}}
 _MAKE_CODES: Final = (
     "image_not_found",
     "upload_not_found",
+    "quota_exceeded",
     "idempotency_in_flight",
     "idempotency_mismatch",
     "body_too_large",

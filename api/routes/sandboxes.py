@@ -31,6 +31,7 @@ _KEY: Final = r"key[a-z2-7]{20}"
 _SANDBOX: Final = json_of(Sandbox)
 
 CREATE_CODES: Final = (
+    "quota_exceeded",
     "image_not_found",
     "idempotency_in_flight",
     "name_taken",

@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import Connection, Row, and_, bindparam, delete, insert, or_, select, update
+from sqlalchemy import Connection, Row, and_, bindparam, delete, func, insert, or_, select, update
 
 from api.store.image_tables import IMAGES, TAGS, UPLOADS, Image, Tag, Upload
 from api.store.tables import PROJECTS, SANDBOXES
+from sandboxd.contract.images import ImageState
 from sandboxd.contract.problems import ProblemError
 
 _i = IMAGES.c
@@ -15,6 +16,8 @@ _t = TAGS.c
 _u = UPLOADS.c
 _UNSETTLED: Final = _i.state.in_(("pending", "importing", "building"))
 _DEEPEST: Final = 64
+MOST_UNSETTLED: Final = 64
+"""On their way at once, of one project: others want a turn too."""
 _PARENT: Final = select(PROJECTS.c.parent_id).where(PROJECTS.c.id == bindparam("p_id"))
 _GET: Final = select(IMAGES).where(_i.id == bindparam("p_id"))
 _USED: Final = (
@@ -49,6 +52,17 @@ def _visible(line: Sequence[str]) -> Any:
 
 
 def insert_new(connection: Connection, project_id: str, image: Image) -> None:
+    """Add an image. Raises `quota_exceeded` when too many of the project's are on their way."""
+    if image.state == ImageState.PENDING:
+        on_their_way = select(func.count()).select_from(IMAGES).where(_UNSETTLED, _i.project_id == project_id)
+        if connection.execute(on_their_way).scalar_one() >= MOST_UNSETTLED:
+            raise ProblemError(
+                "quota_exceeded",
+                f"{MOST_UNSETTLED} images of the project are being made.",
+                hint="Wait until some of them are ready.",
+                quota="unsettled_images",
+                limit=MOST_UNSETTLED,
+            )
     connection.execute(insert(IMAGES), {**image.__dict__, "project_id": project_id})
 
 
@@ -153,6 +167,14 @@ def remove(connection: Connection, project_id: str, image_id: str) -> Image:
 
 def unsettled_any_project(connection: Connection) -> list[Image]:
     return [_record(row) for row in connection.execute(select(IMAGES).where(_UNSETTLED))]
+
+
+def purge_failed_any_project(connection: Connection, *, failed_before_us: int, limit: int) -> int:
+    """Remove images that failed before a time, and what is called by their names."""
+    old = select(_i.id).where(_i.state == "failed", _i.updated_at < failed_before_us).limit(limit)
+    ids = list(connection.execute(old).scalars())
+    connection.execute(delete(TAGS).where(_t.image_id.in_(ids)))
+    return connection.execute(delete(IMAGES).where(_i.id.in_(ids))).rowcount
 
 
 def same_source(

@@ -81,8 +81,17 @@ class Copying:
             some = sorted(self._matching(pattern_parts(source)), key=lambda each: each.path)
             if not some:
                 raise NothingToCopyError(f"there is nothing to copy at {source[:200]!r}")
-            found += some
+            found += [self._followed(each) for each in some]
         return found
+
+    def _followed(self, found: _Found) -> _Found:
+        """A source that is a link stands for what it leads to; links below a directory stay links."""
+        if not self._source.is_symlink(found.node):
+            return found
+        node = Destination(self._source).find(found.path)
+        if node is None:
+            raise NothingToCopyError(f"the link {found.path[:200].decode(errors='replace')} leads to nothing")
+        return _Found(found.path, node)
 
     def _matching(self, pattern: Sequence[str]) -> Iterator[_Found]:
         """Go down the tree as long as the pattern may still fit."""

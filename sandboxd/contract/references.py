@@ -75,13 +75,13 @@ def parse(text: str, naming: Naming = DEFAULT_NAMING) -> Reference:
     repository, colon, tag = repository.partition(":")
     if colon and not _TAG.fullmatch(tag):
         raise InvalidReferenceError(f"{tag!r} is no tag: letters, digits, _ . - and at most 128 of them")
-    if host is None and not naming.default_registry:
-        raise NoDefaultRegistryError("it names no registry, and no default registry is set")
-    registry = canonical_host(naming.default_registry if host is None else host)
     if not _REPOSITORY.fullmatch(repository):
         raise InvalidReferenceError(
             f"{repository!r} is no repository: lower-case letters and digits, joined by . _ - or /"
         )
+    if host is None and not naming.default_registry:
+        raise NoDefaultRegistryError("it names no registry, and no default registry is set")
+    registry = canonical_host(naming.default_registry if host is None else host)
     if "/" not in repository and registry in naming.library_registries:
         repository = f"library/{repository}"
     if len(registry) + 1 + len(repository) > NAME_LIMIT:

@@ -15,9 +15,11 @@ class FakeRunner:
     def __init__(self, images: FakeImages) -> None:
         self._images = images
         self.running: set[str] = set()
+        self.asked: list[StartImageJob] = []
 
     async def run(self, job_id: str, asked: StartImageJob, watch: Watch) -> Made:
         """Make it up. JobError."""
+        self.asked.append(asked)
         watch.became(ImageState.IMPORTING)
         wanted = asked.source.registry
         reference = "" if wanted is None else wanted.reference

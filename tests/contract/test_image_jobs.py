@@ -172,6 +172,50 @@ async def test_what_a_registry_refuses(stand: JobStand, registry: FakeRegistry, 
     assert (last.kind, last.state, last.reason) == ("exit", "failed", reason)
 
 
+async def test_a_registry_that_is_busy_and_then_breaks_off(stand: JobStand, registry: FakeRegistry) -> None:
+    """It is asked again, and what came of a layer is not fetched twice."""
+    big = make_image([tar_of({"big": os.urandom(3_000_000)})])
+    registry.put(big, "latest")
+    layer = big.layer_digests[0]
+    told: list[str] = []
+
+    async def busy(_: web.Request) -> web.StreamResponse | None:
+        told.append("busy")
+        return web.Response(status=429, headers={"Retry-After": "0"}) if len(told) == 1 else None
+
+    async def breaks(request: web.Request) -> web.StreamResponse | None:
+        told.append(request.headers.get("Range", "whole"))
+        if told.count("whole") + told.count("bytes=0-") > 1 or "bytes=" in told[-1]:
+            return None
+        answer = web.StreamResponse(headers={"Content-Length": str(len(big.blobs[layer]))})
+        await answer.prepare(request)
+        await answer.write(big.blobs[layer][:1_000_000])
+        assert request.transport is not None
+        request.transport.close()
+        return answer
+
+    registry.mischief |= {"manifests": busy, layer: breaks}
+    job = await stand.done(asked(reference(registry)))
+    assert job.state == "ready", job
+    assert told[0] == "busy"
+    assert any(word.startswith("bytes=") for word in told)
+
+
+async def test_a_registry_that_is_gone_midway(stand: JobStand, registry: FakeRegistry) -> None:
+    registry.put(IMAGE, "latest")
+
+    async def gone(request: web.Request) -> web.StreamResponse | None:
+        assert request.transport is not None
+        request.transport.abort()
+        return None
+
+    registry.mischief[IMAGE.layer_digests[1]] = gone
+    job = await stand.done(asked(reference(registry)))
+    assert (job.state, job.reason) == ("failed", "registry_unavailable")
+    assert stand.store.held() == []
+    assert not list((stand.home / "work").iterdir())
+
+
 async def test_bad_images_have_their_reasons(stand: JobStand, registry: FakeRegistry) -> None:
     registry.put(make_image(LAYERS, platform="linux/arm64"), "arm")
     registry.put(make_image([tar_of({"../out": b"x"})]), "unsafe")

@@ -403,7 +403,9 @@ BENCHMARKS: dict[str, Callable[[Platform, RawBox], Awaitable[list[Row]]]] = {
     "idle": idle,
     "images": images,
     "packs": lambda platform, raw: importlib.import_module("packs").packs(platform, raw),
+    "imageapi": lambda platform, raw: importlib.import_module("imageapi").imageapi(platform, raw),
     **pool.benchmarks(client),
+    "builds": lambda platform, raw: importlib.import_module("builds").builds(platform, raw),
     "sampling": lambda platform, raw: importlib.import_module("sampling").sampling(platform, raw),
 }
 

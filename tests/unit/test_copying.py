@@ -69,10 +69,21 @@ def test_patterns_go_through_links_of_the_source(trees: Trees) -> None:
     assert trees.copy("**/*.py", to="/e/").keys() >= {"e/x.py", "e/z.py"}
 
 
-def test_links_are_copied_and_links_of_the_target_are_followed_inside(trees: Trees) -> None:
+def test_links_that_are_asked_for_are_followed_and_others_are_copied(trees: Trees) -> None:
+    trees.fill(
+        trees.source,
+        {"dir": None, "dir/x": symlink("../a/x.py"), "far": symlink("/../../dir/x"), "gone": symlink("no")},
+    )
+    assert trees.copy("far", to="/f") == {"f": "x"}
+    assert trees.copy("dir", to="/d")["d/x"] == "→ ../a/x.py"
+    with pytest.raises(NothingToCopyError):
+        trees.copy("gone", to="/g")
+
+
+def test_links_of_the_target_are_followed_inside(trees: Trees) -> None:
     trees.fill(trees.target, {"real": None, "to": symlink("/../real"), "round": symlink("round")})
     found = trees.copy("link", "a/x.py", to="/to/")
-    assert found["real/link"] == "→ a"
+    assert found["real/deep/z.py"] == "z"
     assert found["real/x.py"] == "x"
     with pytest.raises(ImageBuildError, match="without end"):
         trees.copy("a", to="/round/x")
