@@ -299,6 +299,12 @@ class ImageStore:
         ):
             await self._put(record.sum, (), record.config, stored=stored)
 
+    async def owe(self, image_id: str, domain: str) -> None:
+        """Have an image of this node put into the store by the next `pay`. Nothing happens when there is none."""
+        self._refresh()
+        if (record := self._records.get(image_id)) is not None:
+            await self._put(record.sum, (), record.config, owes=domain)
+
     async def pay(self) -> None:
         """Put into the store what is owed to it; what fails is owed on. Public content first: others build on it.
 

@@ -397,8 +397,10 @@ async def test_what_is_owed_to_the_store_is_there_later(node: Node, other: Node,
     await other.images.pay()
     (record,) = other.images.records()
     assert ([name.domain for name in record.stored], record.owed) == (["public"], ())
-    await other.images.register_file(made, [], CONFIG, set_up.digest, owes="prja")
+    await other.images.owe(set_up.id, "prja")
     assert other.images.records()[0].owed == ("prja",)
+    await other.images.pay()
+    assert [name.domain for name in other.images.records()[0].stored] == ["prja", "public"]
 
 
 async def test_what_is_owed_is_its_domains_only(node: Node) -> None:
