@@ -12,6 +12,7 @@ from sandboxd.images.errand_runner import ErrandRules, ErrandRunner
 from sandboxd.images.fake import FakeImages
 from sandboxd.images.fake_runner import FakeRunner
 from sandboxd.images.jobs import JobRules, Jobs
+from sandboxd.images.owing import OwingRunner
 from sandboxd.images.registries import Registries, make_registries
 from sandboxd.images.runners import Runner
 from sandboxd.images.store import ImageStore
@@ -36,7 +37,8 @@ def image_work(config: NodeConfig, images: Images, manager: Manager) -> ImageWor
     runners: dict[str, Runner] = {}
     if isinstance(images, ImageStore):
         errands = ErrandRunner(images, config.image_work_dir, _rules(config), lambda: registries(config), uploads.path)
-        runners |= {"registry": errands, "archive": errands, **build_runners(config, images, manager, uploads)}
+        made = {"registry": errands, "archive": errands, **build_runners(config, images, manager, uploads)}
+        runners |= {kind: OwingRunner(runner, images) for kind, runner in made.items()}
     elif isinstance(images, FakeImages):
         runners["registry"] = FakeRunner(images)
     jobs = Jobs(config.image_jobs_dir, runners, JobRules(at_once=config.image_jobs))
