@@ -37,6 +37,10 @@ class Settings(BaseSettings):
     """A SQLAlchemy URL; SQLite in `<data>/api/api.db` unless set."""
     default_egress: Literal["open", "blocked"] = "open"
     """What the root project's sandboxes reach when a create does not say."""
+    default_registry: str = ""
+    """The registry (`host[:port]`) of an image reference that names none; empty: such references are refused."""
+    library_registries: tuple[str, ...] = ()
+    """Registries where a repository of one part, such as `python`, is short for `library/python`."""
     node_interval_seconds: float = Field(default=5, gt=0)
     """How often a node sends a full report."""
     node_misses: int = Field(default=3, ge=1)

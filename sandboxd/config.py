@@ -119,16 +119,16 @@ class NodeConfig(BaseSettings):
     upstream_resolvers: tuple[str, ...] = ()
     """What the node itself asks for the names that sandboxes may reach; default: the host's /etc/resolv.conf."""
 
-    default_registry: str = "docker.io"
-    """The registry of an image reference that names none."""
-    library_registries: tuple[str, ...] = ("docker.io",)
+    default_registry: str = ""
+    """The registry (`host[:port]`) of an image reference that names none; empty: such references are refused."""
+    library_registries: tuple[str, ...] = ()
     """Registries where a repository of one part, such as `python`, is short for `library/python`."""
     insecure_registries: tuple[str, ...] = ()
     """Registries (`host[:port]`) that are spoken to in plain HTTP; they count as private too."""
     private_registries: tuple[str, ...] = ()
     """Registries that may be at a private address, and may send on to one. No other download reaches such addresses."""
     registry_mirrors: dict[str, tuple[str, ...]] = Field(default_factory=dict)
-    """For a registry, those asked before it, as JSON: `{"docker.io": ["mirror.example.com"]}`."""
+    """For a registry, those asked before it, as JSON: `{"registry.example.com": ["mirror.example.com"]}`."""
     registry_auth_file: Path | None = None
     """Credentials of registries in the form of `docker login` (`auths`), in a file of mode 600."""
 
@@ -144,6 +144,18 @@ class NodeConfig(BaseSettings):
     """What files of images take here at most, if the store has them: the longest unused go first; 0: no limit."""
     image_scrub_hours: float = Field(default=24, ge=0)
     """How often each image's file is read whole and compared with its digest; 0: never."""
+    image_jobs: int = Field(default=4, ge=1, le=64)
+    """How many images are fetched or built at once; others wait for their turn."""
+    image_seconds: float = Field(default=7200, gt=0)
+    """An image that takes longer to fetch is given up."""
+    image_largest_mib: int = Field(default=65_536, ge=1)
+    """A larger image is refused, and so is one that would become larger."""
+    image_first_uid: int = Field(default=65_200, ge=1, le=2**31 - 65)
+    """Images are fetched and put together by users of no name, 65 from this number on; nobody else may have those."""
+    build_steps: int = Field(default=2, ge=1, le=64)
+    """How many steps of builds run at once, each in a sandbox."""
+    build_egress: Literal["open", "blocked"] = "open"
+    """What steps of builds may reach where neither the build nor its project says."""
 
     sandbox_log_mib: int = Field(default=64, ge=0, le=65_536)
     """What is kept of a sandbox's output in its log, at most; 0: there are no logs."""
@@ -228,6 +240,31 @@ class NodeConfig(BaseSettings):
     def image_store_place(self) -> str:
         """What keeps images for all nodes."""
         return self.image_store or str(self.data_dir / "image-store")
+
+    @property
+    def image_jobs_dir(self) -> Path:
+        """Records and logs of image jobs, a directory each."""
+        return self.data_dir / "image-jobs"
+
+    @property
+    def build_uid(self) -> int:
+        """Who puts images together: none of those that fetch them."""
+        return self.image_first_uid + 64
+
+    @property
+    def build_cache_dir(self) -> Path:
+        """Which image came of which step of a build."""
+        return self.data_dir / "build-cache"
+
+    @property
+    def image_work_dir(self) -> Path:
+        """What image jobs that are under way have, a directory each."""
+        return self.data_dir / "image-work"
+
+    @property
+    def uploads_dir(self) -> Path:
+        """What projects uploaded, a directory each."""
+        return self.data_dir / "uploads"
 
     @property
     def upper_dir(self) -> Path:

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 from api.config import Settings
 from api.reconcilers.loop import reconcile
-from api.services import identity, reports, trust
+from api.services import identity, image_following, reports, trust
 from api.services.background import Background
 from api.services.identity import Callers
 from api.services.node_client import NodeClient
@@ -59,6 +59,7 @@ async def open_platform(settings: Settings, sources: Sources = SOURCES) -> Async
                 trust=await trust.current(database, token_keys, sources.now_us()),
             )
             await reports.load_nodes(platform)
+            await image_following.take_up(platform)
             background.start(reconcile(platform))
             yield platform
     finally:

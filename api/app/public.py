@@ -15,6 +15,7 @@ from api.routes import (
     egress,
     files,
     history,
+    images,
     later,
     node_reports,
     ports,
@@ -25,6 +26,7 @@ from api.routes import (
     sockets,
     tokens,
     tunnels,
+    uploads,
 )
 from api.routes.answers import problem_answer
 from api.routes.operations import complete
@@ -43,6 +45,8 @@ _ROUTERS: Final = (
     tunnels.router,
     history.router,
     runs.router,
+    images.router,
+    uploads.router,
     service.router,
     later.router,
 )

@@ -9,11 +9,13 @@ from starlette.responses import Response
 
 from api.services import tokens
 from api.services.identity import Caller
+from api.services.image_views import waiting_message
 from api.services.platform import Platform
 from api.services.views import Sandbox as SandboxView
 from api.services.views import render, view
 from api.store.tables import Sandbox
 from sandboxd.contract.problems import MEDIA_TYPE, ProblemError
+from sandboxd.contract.states import SandboxState
 
 REPLAYED: Final = "Idempotency-Replayed"
 
@@ -34,9 +36,7 @@ def sandbox_answer(platform: Platform, row: Sandbox, status: int = 200, *, repla
     headers = {"ETag": f'"{row.generation}"'}
     if replayed:
         headers[REPLAYED] = "true"
-    seen = platform.fleet.observed.get(row.id)
-    node = platform.fleet.report_of(row.node_id)
-    return json_answer(view(row, seen, platform.sources.now_us(), node), status, headers)
+    return json_answer(_shown(platform, row), status, headers)
 
 
 def created_answer(
@@ -44,10 +44,18 @@ def created_answer(
 ) -> Response:
     """Render a sandbox as whoever asked for it is to have it: with `access`."""
     headers = {"ETag": f'"{row.generation}"'} | ({REPLAYED: "true"} if replayed else {})
-    seen = platform.fleet.observed.get(row.id)
-    shown = view(row, seen, platform.sources.now_us())
-    created = CreatedSandbox.model_construct(**dict(shown), access=tokens.access(platform, caller, row))
+    access = tokens.access(platform, caller, row)
+    created = CreatedSandbox.model_construct(**dict(_shown(platform, row)), access=access)
     return json_answer(created, status, headers)
+
+
+def _shown(platform: Platform, row: Sandbox) -> SandboxView:
+    seen = platform.fleet.observed.get(row.id)
+    node = platform.fleet.report_of(row.node_id)
+    coming = None
+    if row.state == SandboxState.PENDING and not row.node_id:
+        coming = f"Its image is being fetched. {waiting_message(platform.images.jobs.get(row.image_id))}"
+    return view(row, seen, platform.sources.now_us(), node, coming=coming)
 
 
 def problem_answer(request: Request, error: ProblemError) -> Response:

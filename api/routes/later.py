@@ -20,7 +20,6 @@ _BELOW_SANDBOX: Final = (
 _COLLECTIONS: Final = (
     "audit",
     "events",
-    "images",
     "keys",
     "nodes",
     "prices",
@@ -28,8 +27,6 @@ _COLLECTIONS: Final = (
     "quotas",
     "secrets",
     "snapshots",
-    "tags",
-    "uploads",
     "usage",
     "webhooks",
 )

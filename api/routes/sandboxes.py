@@ -32,6 +32,7 @@ _SANDBOX: Final = json_of(Sandbox)
 _CREATED: Final = json_of(CreatedSandbox)
 
 CREATE_CODES: Final = (
+    "quota_exceeded",
     "image_not_found",
     "idempotency_in_flight",
     "name_taken",
@@ -40,6 +41,9 @@ CREATE_CODES: Final = (
     "unsupported_media_type",
     "idempotency_mismatch",
     "impossible_resources",
+    "image_refused",
+    "image_unauthorized",
+    "registry_unavailable",
     "user_not_found",
     "cwd_not_found",
     "argument_too_long",

@@ -7,21 +7,24 @@ from typing import Final
 import structlog
 
 from api.errors import NotImplementedProblem
-from api.services import idempotency, placement, reports, stopping, tunnels
+from api.services import idempotency, image_following, image_names, placement, reports, stopping, tunnels
 from api.services.identity import Caller
 from api.services.node_client import NodeProblemError, NodeUnreachableError
 from api.services.platform import Platform
 from api.services.requests import CreateSandbox, SandboxRequest
 from api.services.views import ended_problem
 from api.store import idempotency as key_store
+from api.store import images as image_store
 from api.store import sandboxes as store
 from api.store import tunnels as tunnel_store
 from api.store.db import Connection
 from api.store.idempotency import Claim, Key
+from api.store.image_tables import Image
 from api.store.sandboxes import Applied, Found
 from api.store.tables import Sandbox
 from sandboxd.contract.ids import new_id
-from sandboxd.contract.messages import EnsureSandbox, SandboxReport, SandboxSpec
+from sandboxd.contract.images import SETTLED, ImageState
+from sandboxd.contract.messages import EnsureSandbox, ImageRef, SandboxReport, SandboxSpec
 from sandboxd.contract.problems import ProblemError
 from sandboxd.contract.reasons import SandboxReason
 from sandboxd.contract.states import DesiredState, SandboxState
@@ -35,6 +38,8 @@ _REFUSALS: Final = frozenset(
 """Problems with which a node has taken nothing; another may be asked."""
 _OVERTAKEN: Final = frozenset({"stale_generation", "sandbox_ended", "invalid_state"})
 """Problems that mean somebody has stopped it meanwhile."""
+_LOOK_SECONDS: Final = 1.0
+"""While an image is waited for: how often to look whether the sandbox is still wanted."""
 _BACKOFF_SECONDS: Final = (0.1, 0.2, 0.5, 1.0, 2.0)
 
 
@@ -54,6 +59,8 @@ class Start:
     spec: SandboxSpec
     key: Key | None
     """Held until the request is answered."""
+    coming: Image | None = None
+    """The image it waits for; no node has been chosen until that is here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,13 +122,20 @@ async def begin(
         known = await platform.database.read(_known, caller.project_id, key, name if or_existing else None, platform)
         if known is not None:
             return await _known_begun(platform, caller, body, key, known)
-    spec = _spec(platform, caller, body)
+    image = await image_names.resolve(platform, caller, body.image)
+    coming = image.record if isinstance(image, image_names.Coming) else None
+    if isinstance(image, image_names.Coming):
+        spec = _spec(platform, caller, body, ImageRef(id=image.record.id, reference=image.text, digest=""))
+    else:
+        spec = _spec(platform, caller, body, image.ref)
     sandbox = _row(platform, caller, body, spec, one_shot=one_shot)
+    sandbox.image_id = image.record.id if image.record is not None else spec.image.id
+    sandbox.node_id = "" if coming is not None else _place(platform, spec, frozenset())
     result = await platform.database.write(_promise, caller.project_id, sandbox, key, or_existing, platform)
     if isinstance(result, Claim) or not result.created:
         return await _known_begun(platform, caller, body, key, result)
     # A run's key is answered with its result, not with its sandbox: it stays with the run.
-    return _launch(platform, Start(result.sandbox, spec, None if one_shot else key))
+    return _launch(platform, Start(result.sandbox, spec, None if one_shot else key, coming))
 
 
 def _known(
@@ -157,6 +171,8 @@ def _promise(
     found = store.insert_new(connection, project_id, sandbox, or_existing=or_existing)
     if found.created:
         tunnel_store.insert_all(connection, project_id, found.sandbox)
+    if found.created and sandbox.image_id != sandbox.spec["image"]["id"]:
+        image_store.used(connection, project_id, sandbox.image_id, sandbox.created_at)
     if key is not None and not found.created:
         key_store.stand_for(connection, project_id, key, resource_id=found.sandbox.id)
         key_store.finish(connection, project_id, key, status=200)
@@ -182,21 +198,12 @@ async def _known_begun(
         )
         if adopted is not None:
             spec = SandboxSpec.model_validate({**adopted.spec, "env": body.env})
-            begun = _launch(platform, Start(adopted, spec, key))
+            begun = _launch(platform, Start(adopted, spec, key, await _awaited(platform, adopted)))
             return Begun(begun.sandbox, begun.start, begun.task, 201, replayed=True)
     return Begun(sandbox, None, None, known.status or 201, replayed=True)
 
 
-def _spec(platform: Platform, caller: Caller, body: SandboxRequest) -> SandboxSpec:
-    image = platform.fleet.resolve(body.image)
-    if image is None:
-        if not platform.fleet.views():
-            raise ProblemError("no_capacity", "No node has reported yet.", retry_after_seconds=1)
-        raise ProblemError(
-            "image_not_found",
-            f"There is no image {body.image!r}.",
-            hint="Use base, or pull one with sandlotd image pull.",
-        )
+def _spec(platform: Platform, caller: Caller, body: SandboxRequest, image: ImageRef) -> SandboxSpec:
     return SandboxSpec(
         image=image,
         env=body.env,
@@ -258,7 +265,7 @@ def _row(platform: Platform, caller: Caller, body: SandboxRequest, spec: Sandbox
         desired_state=DesiredState.RUNNING.value,
         labels=body.metadata,
         image_id=spec.image.id,
-        node_id=_place(platform, spec, frozenset()),
+        node_id="",
         spec=spec.model_dump(exclude={"env"}),
         user=body.user,
         cwd=body.cwd,
@@ -291,8 +298,67 @@ def _launched(platform: Platform, sandbox_id: str) -> None:
     platform.changes.notify(sandbox_id)
 
 
+async def _awaited(platform: Platform, sandbox: Sandbox) -> Image | None:
+    """Return the image that a promise of an earlier start of the api waited for, if it still did."""
+    if sandbox.node_id:
+        return None
+    return await platform.database.read(image_store.get_any_project, sandbox.image_id)
+
+
+async def _image_here(platform: Platform, start: Start, coming: Image) -> Outcome | None:
+    """Wait for the image, then choose a node; the outcome where nothing can start."""
+    sandbox = start.sandbox
+    image_following.follow(platform, coming, None)
+    image: Image | None = coming
+    while image is not None and image.state not in SETTLED and sandbox.id not in platform.overtaken:
+        image = await image_following.wait_until(
+            platform, image, lambda row: row.state in SETTLED, seconds=_LOOK_SECONDS
+        )
+    if sandbox.id in platform.overtaken:
+        await reports.end_all(platform, [sandbox.id], SandboxReason.REQUESTED, None)
+        return await _ended(platform, start)
+    if image is None or image.state != ImageState.READY:
+        return await _without_image(platform, start, image)
+    ref = image_names.pin(start.spec.image.reference, image).ref
+    start.spec = start.spec.model_copy(update={"image": ref})
+    try:
+        node_id = _place(platform, start.spec, frozenset())
+    except ProblemError as none_left:
+        await platform.database.write(_forget, start)
+        return Outcome(sandbox, none_left)
+    pinned = await platform.database.write(
+        store.pin_any_project,
+        sandbox.id,
+        node_id=node_id,
+        spec=start.spec.model_dump(exclude={"env"}),
+        start_deadline_at=_deadline(platform),
+        now_us=platform.sources.now_us(),
+    )
+    if pinned is None:
+        await reports.end_all(platform, [sandbox.id], SandboxReason.REQUESTED, None)
+        return await _ended(platform, start)
+    start.sandbox = pinned
+    return None
+
+
+async def _without_image(platform: Platform, start: Start, image: Image | None) -> Outcome:
+    """Keep the record of a start whose image could not be had."""
+    text = start.spec.image.reference
+    if image is None:
+        problem = ProblemError("image_refused", f"The image {text[:200]!r} was deleted meanwhile.", reason="canceled")
+    else:
+        problem = image_names.refused(text, image)
+    problem.members = {**problem.members, "sandbox_id": start.sandbox.id}
+    await reports.end_all(platform, [start.sandbox.id], SandboxReason.IMAGE_UNAVAILABLE, problem.detail[:1000])
+    if start.key is not None:
+        await platform.database.write(key_store.release, start.sandbox.project_id, start.key)
+    return Outcome(start.sandbox, problem)
+
+
 async def _start(platform: Platform, start: Start) -> Outcome:
     """Ask one node after another, each until it has said yes or no."""
+    if start.coming is not None and (early := await _image_here(platform, start, start.coming)) is not None:
+        return early
     tried: frozenset[str] = frozenset()
     while True:
         node_id = start.sandbox.node_id

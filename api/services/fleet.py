@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from api.services.placement import NodeView
 from api.store.tables import Sandbox
 from sandboxd.contract.ids import is_id
-from sandboxd.contract.messages import Capacity, ImageRef, NodeReport, Resources, SandboxReport
+from sandboxd.contract.messages import Capacity, ImageRef, NodeImage, NodeReport, Resources, SandboxReport
 from sandboxd.contract.ready import key_of
 from sandboxd.contract.states import DesiredState, SandboxState
 
@@ -110,13 +110,33 @@ class Fleet:
         """Return every node with a report, as placement sees it."""
         return [view for member in self.members.values() if (view := _view(member)) is not None]
 
+    def holds(self, node_id: str, image: NodeImage) -> None:
+        """A node has just made an image: it can be started from before the next report says so."""
+        member = self.members.get(node_id)
+        if member is None or member.report is None:
+            return
+        if all(held.id != image.id for held in member.report.images):
+            member.report.images.append(image)
+
+    def named(self) -> list[NodeImage]:
+        """Return the platform's own images: those an operator gave a name."""
+        found: dict[str, NodeImage] = {}
+        for member in self.members.values():
+            for held in member.report.images if member.report else ():
+                if held.names:
+                    found.setdefault(held.id, held)
+        return sorted(found.values(), key=lambda image: image.names)
+
     def resolve(self, image: str) -> ImageRef | None:
-        """Find an image by id, `name:tag` or `name` (tag `latest`, or none), preferring what most nodes hold."""
+        """Find an image of the platform by id, `name:tag` or `name` (tag `latest`, or none), preferring what most hold.
+
+        What has no name is a project's, and found by its record alone.
+        """
         wanted = {image} if is_id("img", image) or ":" in image else {image, f"{image}:latest"}
         holders: dict[str, list[str]] = {}
         for member in self.members.values():
             for held in member.report.images if member.report else ():
-                if held.id == image or wanted.intersection(held.names):
+                if held.names and (held.id == image or wanted.intersection(held.names)):
                     holders.setdefault(held.id, []).append(held.digest)
         if not holders:
             return None

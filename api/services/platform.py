@@ -10,6 +10,7 @@ from api.services.background import Background
 from api.services.changes import Changes
 from api.services.fleet import Fleet
 from api.services.identity import Callers
+from api.services.image_board import ImageBoard
 from api.services.metrics import Metrics
 from api.services.node_client import NodeClient
 from api.services.placement import Draw
@@ -49,6 +50,7 @@ class Platform:
     """What nodes are to believe of tokens."""
     fleet: Fleet = field(default_factory=Fleet)
     changes: Changes = field(default_factory=Changes)
+    images: ImageBoard = field(default_factory=ImageBoard)
     metrics: Metrics = field(default_factory=Metrics)
     run_results: RunResults = field(default_factory=RunResults)
     starting: dict[str, asyncio.Task[Any]] = field(default_factory=dict[str, asyncio.Task[Any]])

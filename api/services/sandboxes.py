@@ -248,6 +248,8 @@ async def data_plane_problem(platform: Platform, caller: Caller, sandbox_id: str
 
 async def refresh(platform: Platform, sandbox: Sandbox) -> bool:
     """Ask the node how a sandbox is, and apply that. False: it does not know it."""
+    if not sandbox.node_id:
+        return False  # it waited for its image
     member = platform.fleet.members.get(sandbox.node_id)
     if member is None:
         return True

@@ -95,8 +95,13 @@ def rendered_time(us: int) -> str:
     return render_time(_EPOCH + timedelta(microseconds=us))
 
 
-def view(row: Row, seen: SandboxReport | None, now_us: int, node: NodeReport | None = None) -> Sandbox:
-    """Render a row; `seen` is what its node last said of it, `node` what it last said of itself."""
+def view(
+    row: Row, seen: SandboxReport | None, now_us: int, node: NodeReport | None = None, *, coming: str | None = None
+) -> Sandbox:
+    """Render a row; `seen` is what its node last said of it, `node` what it last said of itself.
+
+    `coming` is how far the image is that it waits for.
+    """
     state = SandboxState(row.state)
     ended = row.ended_at is not None
     remaining = None if row.expires_at is None or ended else max(0.0, (row.expires_at - now_us) / 1e6)
@@ -112,14 +117,14 @@ def view(row: Row, seen: SandboxReport | None, now_us: int, node: NodeReport | N
         name=row.name,
         state=state,
         reason=None if row.reason is None else SandboxReason(row.reason),
-        message=row.message or _PROGRESS.get(state),
+        message=row.message or coming or _PROGRESS.get(state),
         desired_state=DesiredState(row.desired_state),
         generation=row.generation,
         metadata=row.labels,
-        image=SandboxImage.model_construct(id=image.id, reference=image.reference, digest=image.digest),
+        image=SandboxImage.model_construct(id=row.image_id, reference=image.reference, digest=image.digest),
         snapshot_id=None,
         parent_id=None,
-        node_id=row.node_id,
+        node_id=row.node_id or None,
         resources=Resources.model_construct(**row.spec["resources"]),
         user=row.user,
         cwd=row.cwd,

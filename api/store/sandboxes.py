@@ -251,6 +251,17 @@ def move_any_project(connection: Connection, sandbox_id: str, node_id: str, now_
     return _update(connection, sandbox, {"node_id": node_id, "updated_at": now_us})
 
 
+def pin_any_project(
+    connection: Connection, sandbox_id: str, *, node_id: str, spec: dict[str, Any], start_deadline_at: int, now_us: int
+) -> Sandbox | None:
+    """Write down what it starts from, and where, now that its image is there. None if nobody wants it any more."""
+    sandbox = get_any_project(connection, sandbox_id)
+    if sandbox is None or sandbox.state != SandboxState.PENDING or sandbox.desired_state != DesiredState.RUNNING:
+        return None
+    changes = {"node_id": node_id, "spec": spec, "start_deadline_at": start_deadline_at, "updated_at": now_us}
+    return _update(connection, sandbox, changes)
+
+
 def forget_any_project(connection: Connection, sandbox_id: str) -> None:
     """Remove the record of a sandbox that no node ever took."""
     connection.execute(_DELETE_ANY, {"p_id": sandbox_id})

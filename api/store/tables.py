@@ -10,7 +10,8 @@ from sandboxd.contract.states import TERMINAL, DesiredState, SandboxState
 LIVE_SQL: Final = "state NOT IN ({})".format(", ".join(f"'{state}'" for state in sorted(TERMINAL)))
 
 
-def _one_of(column: str, values: Any) -> str:
+def one_of(column: str, values: Any) -> str:
+    """Return the condition that a column has one of these values."""
     return f"{column} IN ({', '.join(repr(str(value)) for value in values)})"
 
 
@@ -108,8 +109,8 @@ class SandboxTable(Sandbox, table=True):
 
     __tablename__ = "sandboxes"  # pyright: ignore[reportAssignmentType] - SQLModel takes a plain string
     __table_args__ = (
-        CheckConstraint(_one_of("state", SandboxState), name="sandbox_state"),
-        CheckConstraint(_one_of("desired_state", DesiredState), name="sandbox_desired_state"),
+        CheckConstraint(one_of("state", SandboxState), name="sandbox_state"),
+        CheckConstraint(one_of("desired_state", DesiredState), name="sandbox_desired_state"),
         CheckConstraint(f"({LIVE_SQL}) = (ended_at IS NULL)", name="sandbox_ended_at"),
         CheckConstraint("(state = 'lost') = (lost_at IS NOT NULL)", name="sandbox_lost_at"),
         CheckConstraint("generation >= 1", name="sandbox_generation"),
@@ -185,16 +186,17 @@ class NodeTable(Node, table=True):
     __table_args__ = (CheckConstraint("state IN ('ready', 'lost')", name="node_state"),)
 
 
-def _table(model: type[SQLModel]) -> Table:
+def table_of(model: type[SQLModel]) -> Table:
+    """Return the table of a model."""
     return cast("Table", getattr(model, "__table__"))  # noqa: B009 - the attribute is made by SQLModel, unseen by types
 
 
-PROJECTS: Final = _table(ProjectTable)
-API_KEYS: Final = _table(ApiKeyTable)
-SANDBOXES: Final = _table(SandboxTable)
-TUNNELS: Final = _table(TunnelTable)
-IDEMPOTENCY_KEYS: Final = _table(IdempotencyKeyTable)
-NODES: Final = _table(NodeTable)
+PROJECTS: Final = table_of(ProjectTable)
+API_KEYS: Final = table_of(ApiKeyTable)
+SANDBOXES: Final = table_of(SandboxTable)
+TUNNELS: Final = table_of(TunnelTable)
+IDEMPOTENCY_KEYS: Final = table_of(IdempotencyKeyTable)
+NODES: Final = table_of(NodeTable)
 METADATA: Final = SQLModel.metadata
 
 _c = SANDBOXES.c

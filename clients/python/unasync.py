@@ -21,6 +21,7 @@ NAMES = {
     "AsyncEgress": "Egress",
     "AsyncFiles": "Files",
     "AsyncGenerator": "Generator",
+    "AsyncImages": "Images",
     "AsyncIterator": "Iterator",
     "AsyncLock": "Lock",
     "AsyncOutput": "Output",

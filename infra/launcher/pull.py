@@ -14,13 +14,13 @@ from infra.config import LauncherConfig
 from infra.launcher.account import LauncherError
 from sandboxd.config import NodeConfig
 from sandboxd.contract.messages import NodeImage
+from sandboxd.contract.references import InvalidReferenceError, Naming, NoDefaultRegistryError, familiar, parse
 from sandboxd.images.base import ImageDamagedError
 from sandboxd.images.erofs import ImageBuildError
 from sandboxd.images.failures import ImageReason, ImageSourceError
 from sandboxd.images.intake import Intake
 from sandboxd.images.manifests import Descriptor, Platform, parse_platform
 from sandboxd.images.opening import StoreSettingsError, image_store
-from sandboxd.images.reference import InvalidReferenceError, familiar, parse
 from sandboxd.images.registries import Registries, RegistrySettingsError, make_registries
 from sandboxd.images.sources import Found
 from sandboxd.images.store import ImageStore
@@ -29,6 +29,7 @@ from sandboxd.packs.keys import PUBLIC
 
 _MIB: Final = 1024 * 1024
 _DRAW_SECONDS: Final = 0.2
+_NOWHERE: Final = "local.invalid"
 _ARCHITECTURES: Final = {"x86_64": "amd64", "aarch64": "arm64"}
 
 _FIXES: Final = {
@@ -60,6 +61,11 @@ async def pull_image(config: LauncherConfig, wanted: Wanted) -> NodeImage:
     known = registries()
     try:
         reference = parse(wanted.reference, known.naming)
+    except NoDefaultRegistryError as error:
+        raise LauncherError(
+            f"{wanted.reference[:100]} names no registry",
+            "write registry/repository[:tag], or set SANDLOT_DEFAULT_REGISTRY",
+        ) from error
     except InvalidReferenceError as error:
         raise LauncherError(
             f"{wanted.reference[:100]!r} is no image reference: {error}", "write [registry/]repository[:tag][@sha256:…]"
@@ -101,6 +107,8 @@ async def taking_in(config: LauncherConfig, what: str) -> AsyncGenerator[tuple[I
 def naming(names: Sequence[str]) -> list[str]:
     """Render names of images as short as a pull would name them. LauncherError."""
     rules = registries().naming
+    if not rules.default_registry:
+        rules = Naming(_NOWHERE)  # the names of images on this node need no registry
     checked: list[str] = []
     for name in names:
         try:

@@ -14,6 +14,7 @@ import structlog
 
 from sandboxd.app.failures import FailureStore
 from sandboxd.app.identity import Identity, read_identity
+from sandboxd.app.image_jobs import ImageWork, image_work
 from sandboxd.app.metrics import Meters
 from sandboxd.app.naming import Naming, decision_book, name_programs, named, owners
 from sandboxd.app.ways import NodeWays
@@ -98,6 +99,7 @@ class Node:
     meters: Meters
     trust: TrustStore
     ways: NodeWays
+    images: ImageWork
 
 
 def real_parts(config: NodeConfig) -> Parts:
@@ -223,7 +225,8 @@ async def opened(config: NodeConfig, parts: Parts) -> AsyncGenerator[Node]:
         found = await parts.runtime.version()
         await _open_images(config, parts.images)
         start_up = StartUp(parts.network, config.upper_dir)
-        async with manager.opened(start_up), named(parts.naming, manager.tools.decisions):
+        work = image_work(config, parts.images, manager)
+        async with manager.opened(start_up), named(parts.naming, manager.tools.decisions), work.jobs.opened():
             facts = NodeFacts(
                 node_id=identity.node_id,
                 name=config.node_name,
@@ -249,6 +252,7 @@ async def opened(config: NodeConfig, parts: Parts) -> AsyncGenerator[Node]:
                 meters=Meters(manager, parts.host, version=facts.version, runtime=found.version),
                 trust=trust,
                 ways=ways,
+                images=work,
             )
     finally:
         await asyncio.to_thread(manager.tools.sampler.close)

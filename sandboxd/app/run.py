@@ -14,7 +14,7 @@ import structlog
 import uvloop
 from aiohttp import web
 
-from sandboxd.app import data_plane, decisions, gateway, history, operator, tunnels
+from sandboxd.app import data_plane, decisions, gateway, history, images, operator, tunnels
 from sandboxd.app import node as node_calls
 from sandboxd.app.assembly import Node, Parts, opened, real_parts
 from sandboxd.app.logs import set_up_logs
@@ -124,6 +124,7 @@ async def _listening(node: Node) -> AsyncGenerator[None]:
         *tunnels.routes(node.manager, node.tunnels, node.parts.network),
         *decisions.routes(node.manager.tools.decisions),
         *gateway.trust_routes(node.trust),
+        *images.routes(node.images.jobs, node.images.uploads, node.parts.images),
     ]
     own = operator.routes(node.parts.ledger, node.meters)
     serves = runner(application(allowed_peers(config.api_user), [*routes, *calls, *own]))

@@ -3,9 +3,10 @@
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from sandboxd.contract.messages import NodeImage
+if TYPE_CHECKING:  # the program that puts images together starts for each one: it has no use for the whole contract
+    from sandboxd.contract.messages import NodeImage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +60,7 @@ class ImageDamagedError(Exception):
 class Images(Protocol):
     """The images of one node."""
 
-    def held(self) -> list[NodeImage]:
+    def held(self) -> "list[NodeImage]":
         """List what can be started at once. Cheap: kept in memory, refreshed when the directory changes."""
         ...
 

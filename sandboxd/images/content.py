@@ -115,6 +115,14 @@ class Spool:
             self._flush()
         return self.units.add(digest, len(data), place)
 
+    def note(self, data: bytes, place: int) -> int:
+        """Know a unit that lies elsewhere: `place` is below -1, and `get` is not asked for it."""
+        digest = hashlib.sha256(data).digest()
+        unit = self.units.find(digest)
+        if unit is not None:
+            return unit
+        return self.units.add(digest, len(data), place if data.lstrip(b"\0") else _NOWHERE)
+
     def get(self, unit: int) -> bytes | None:
         place = self.units.places[unit]
         if place == _NOWHERE:

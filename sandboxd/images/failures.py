@@ -1,27 +1,8 @@
 """Why an image cannot be had: one reason for programs, one sentence for people."""
 
-from enum import StrEnum
+from sandboxd.contract.images import ImageReason
 
-
-class ImageReason(StrEnum):
-    """Why a pull or an import failed."""
-
-    REGISTRY_UNAVAILABLE = "registry_unavailable"
-    """It did not answer, or not in time, or said that it cannot now. Trying again later may help."""
-    UNAUTHORIZED = "unauthorized"
-    """The registry wants credentials, or others."""
-    NOT_FOUND = "not_found"
-    """There is no such image, or nothing of ours may show it."""
-    WRONG_PLATFORM = "wrong_platform"
-    """The image exists, but not for this machine."""
-    CORRUPT = "corrupt"
-    """What came is not what its digest, its size or its format says."""
-    TOO_LARGE = "too_large"
-    """More than the limits of this node, or than its disk has room for."""
-    STORE_UNAVAILABLE = "store_unavailable"
-    """What keeps images for all nodes did not take it. Trying again later may help."""
-    UNSAFE_CONTENT = "unsafe_content"
-    """It holds, or asks for, what is never taken from an image's source."""
+__all__ = ["ImageReason", "ImageSourceError"]
 
 
 class ImageSourceError(Exception):

@@ -19,11 +19,11 @@ class FakeImages:
         self._failures: list[Exception] = []
         self.add("base")
 
-    def add(self, name: str, config: ImageConfig | None = None) -> NodeImage:
-        """Make up an image; the same name is the same image everywhere."""
+    def add(self, name: str, config: ImageConfig | None = None, *, named: bool = True) -> NodeImage:
+        """Make up an image; the same name is the same image everywhere, even where it is not told."""
         digest = "sha256:" + name.encode().hex().ljust(64, "0")[:64]
         image_id = image_id_from_digest(digest)
-        node_image = NodeImage(id=image_id, digest=digest, names=[name], size_bytes=4096)
+        node_image = NodeImage(id=image_id, digest=digest, names=[name] if named else [], size_bytes=4096)
         local = LocalImage(
             id=image_id,
             digest=digest,
@@ -32,6 +32,9 @@ class FakeImages:
         )
         self._images[image_id] = node_image, local
         return node_image
+
+    def config_of(self, image_id: str) -> ImageConfig:
+        return self._images[image_id][1].config
 
     def take_away(self, name: str) -> None:
         """Have an image no more; what is leased stays with its holders."""

@@ -60,7 +60,7 @@ def build_from_layers(
 
 
 def build_from_tar(
-    source: Path, target: Path, *, spool: Path, limits: ImportLimits, stop: Event | None = None
+    source: Path, target: Path, *, spool: Path, limits: ImportLimits, apart: bytes = b"", stop: Event | None = None
 ) -> Built:
     """Write the image of a tar (plain, gzip, bzip2, xz, zstd) that holds a whole root file system. ImageBuildError.
 
@@ -68,7 +68,7 @@ def build_from_tar(
     """
     with _workbench(spool, limits, stop) as bench:
         bench.add(source, None, strict=True)
-        return bench.write(target, b"")
+        return bench.write(target, apart)
 
 
 def build_from_directory(

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
+from sandboxd.contract.references import DIGEST
 from sandboxd.images.base import ImageConfig
 from sandboxd.images.failures import corrupt, too_large, unsafe, wrong_platform
-from sandboxd.images.reference import DIGEST
 
 MANIFEST_LIMIT: Final = 4 * 1024 * 1024
 """Bytes of an index or a manifest, as registries limit them."""

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, cast
 
+from sandboxd.contract.references import DEFAULT_NAMING, InvalidReferenceError, Naming, Reference, canonical_host
 from sandboxd.images.addresses import Trust
-from sandboxd.images.reference import DEFAULT_NAMING, InvalidReferenceError, Naming, Reference, canonical_host
 from sandboxd.images.registry import Registry
 from sandboxd.images.sources import RegistrySource
 from sandboxd.images.tokens import Credential
@@ -69,7 +69,10 @@ def make_registries(
     """Read the settings. RegistrySettingsError."""
     try:
         return Registries(
-            naming=Naming(canonical_host(default_registry), frozenset(map(canonical_host, library_registries))),
+            naming=Naming(
+                canonical_host(default_registry) if default_registry else "",
+                frozenset(map(canonical_host, library_registries)),
+            ),
             insecure=frozenset(map(canonical_host, insecure_registries)),
             private=frozenset(map(canonical_host, private_registries)),
             mirrors={canonical_host(host): tuple(map(canonical_host, hosts)) for host, hosts in mirrors.items()},

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self, TypeVar
 
+from sandboxd.contract.references import Reference
 from sandboxd.images.failures import ImageReason, ImageSourceError, corrupt, too_large, wrong_platform
 from sandboxd.images.manifests import (
     CONFIG_LIMIT,
@@ -24,7 +25,6 @@ from sandboxd.images.manifests import (
     parse,
 )
 from sandboxd.images.partial import Moved
-from sandboxd.images.reference import Reference
 from sandboxd.images.registry import Registry
 
 T = TypeVar("T")

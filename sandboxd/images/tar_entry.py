@@ -30,3 +30,7 @@ class Entry:
     size: int
     """Bytes of the file, holes included."""
     xattrs: list[bytes] = field(default_factory=list[bytes])
+    device: tuple[int, int] = (0, 0)
+    """Of a device: 0:0 in a character device is what overlays mark a name with that is gone."""
+    opaque: bool = False
+    """An overlay's mark on a directory that hides what lower ones have in it."""

@@ -31,6 +31,7 @@ _KINDS: Final = {
 }
 _PAX: Final = b"xX"
 _XATTRS: Final = (b"SCHILY.xattr.", b"LIBARCHIVE.xattr.")
+_OPAQUE: Final = (b"trusted.overlay.opaque", b"user.overlay.opaque")
 _LONG: Final = {b"L": b"path", b"K": b"linkpath"}
 
 
@@ -199,6 +200,8 @@ class TarStream:
             raise SourceDamagedError(f"{shown(entry.name)} has no possible size")
         if entry.kind is not Kind.FILE:
             entry.size = 0
+        if entry.kind is Kind.CHARACTER_DEVICE:
+            entry.device = number(header[329:337]), number(header[337:345])
         self._left, self._padding, self._plain = entry.size, -entry.size % BLOCK, True
         if flag == b"S" or (records and kind is Kind.FILE and tar_sparse.is_sparse(records)):
             self._spread(entry, header, records, offsets)
@@ -250,7 +253,11 @@ def _apply(entry: Entry, records: dict[bytes, bytes]) -> None:
         elif key == b"mtime":
             entry.mtime_ns = pax_time(value)
         elif key.startswith(_XATTRS):
-            entry.xattrs.append(key.split(b"xattr.", 1)[1])
+            xattr = key.split(b"xattr.", 1)[1]
+            if xattr in _OPAQUE:
+                entry.opaque = value == b"y"
+            else:
+                entry.xattrs.append(xattr)
 
 
 def shown(name: bytes) -> str:

@@ -405,21 +405,58 @@ class Manager:
         return record, parts
 
     def _parts_of_nobody(self, key: ReadyKey) -> Parts:
-        handle = new_handle(self._random_bytes)
-        return Parts(
-            sandbox_id=handle,
-            handle=handle,
-            spec=SandboxSpec(
+        return self._parts_of(
+            SandboxSpec(
                 image=ImageRef(id=key.image_id, reference=key.image_id, digest=""),
                 user="0",
                 cwd="/",
                 resources=key.resources,
                 timeout_seconds=None,
-            ),
+            )
+        )
+
+    def _parts_of(self, spec: SandboxSpec) -> Parts:
+        """Return the parts of a sandbox without a row, under a handle and a token of its own."""
+        handle = new_handle(self._random_bytes)
+        return Parts(
+            sandbox_id=handle,
+            handle=handle,
+            spec=spec,
             env={},
             token=guest_token(self._node_key, handle, self._random_bytes(16).hex()),
             wall_deadline=None,
         )
+
+    @asynccontextmanager
+    async def parts_in_use(self, sandbox_id: str) -> AsyncGenerator[Parts]:
+        """Enter a live sandbox's parts; being inside counts as activity. Raises what `use` raises."""
+        life = await self.ready(sandbox_id)
+        with life.activity.use():
+            yield life.parts
+
+    def nobody(self, spec: SandboxSpec) -> Parts:
+        """Promise the resources of a sandbox that is nobody's and has no row; `no_capacity`, `impossible_resources`.
+
+        Whoever asked makes it by the hooks, and has it undone by `bury_nobody`, whatever came of it.
+        """
+        if self._closing:
+            raise shutting_down()
+        parts = self._parts_of(spec)
+        self.admission.admit(parts.handle, spec.resources)
+        while self.admission.crowded() and self.pool.give_way():
+            pass
+        return parts
+
+    def bury_nobody(self, parts: Parts, done: asyncio.Event) -> None:
+        """Undo such a sandbox, however little there is of it; goes on when nobody waits for `done` any more."""
+
+        async def bury() -> None:
+            try:
+                await self.pool.bury(parts)
+            finally:
+                done.set()
+
+        self._spawn(bury(), f"bury {parts.handle}")
 
     def _known(self, sandbox_id: str) -> Runner:
         runner = self.runners.get(sandbox_id)

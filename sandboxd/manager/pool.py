@@ -146,7 +146,7 @@ class Pool:
     def discard(self, parts: Parts) -> None:
         """Bury one whose claim failed."""
         self.claim_failures += 1
-        self._start(self._bury(parts), f"bury {parts.handle}")
+        self._start(self.bury(parts), f"bury {parts.handle}")
 
     def give_way(self) -> bool:
         """Part with the one that is wanted least; False when there is none."""
@@ -243,7 +243,7 @@ class Pool:
                 self.boot_failures += 1
                 _log.warning("boot failed", handle=parts.handle, error=f"{type(error).__name__}: {error}")
             member.leaving.set()
-            self._start(self._bury(parts), f"bury {parts.handle}")
+            self._start(self.bury(parts), f"bury {parts.handle}")
             return False
         self.boots += 1
         member.ready = True
@@ -265,7 +265,7 @@ class Pool:
         self._withdraw(member)
         if not member.claimed:
             member.leaving.set()
-            await self._bury(member.parts)
+            await self.bury(member.parts)
 
     def _part_with(self, member: Member) -> None:
         self._withdraw(member)
@@ -278,7 +278,8 @@ class Pool:
         if waiting is not None and member in waiting:
             waiting.remove(member)
 
-    async def _bury(self, parts: Parts) -> None:
+    async def bury(self, parts: Parts) -> None:
+        """Undo one that is nobody's; what cannot be undone now is tried again later."""
         if not await undo_patiently(parts, self._tools):
             self._leftovers[parts.handle] = parts
         self._admission.release(parts.handle)

@@ -41,10 +41,17 @@ class Act:
         self._runsc = runsc
         self._cgroups = cgroups
 
-    async def run(self, name: str, arguments: Sequence[str], first: Callable[[], None] | None = None) -> Finished:
+    async def run(
+        self,
+        name: str,
+        arguments: Sequence[str],
+        first: Callable[[], None] | None = None,
+        keeps: Sequence[int] = (),
+    ) -> Finished:
         """Run one command in the act group of `name` (a sandbox id, or a word). Ends it when cancelled.
 
-        `first`: blocking work that comes before it, in the same thread.
+        `first`: blocking work that comes before it, in the same thread. `keeps`: descriptors that it has as well, under
+        their numbers.
         """
         log, output = os.memfd_create("runsc-log"), os.memfd_create("runsc-output")
         keeps_stdout = arguments[0] == "--version"
@@ -56,7 +63,7 @@ class Act:
             # The log goes by descriptor, not by name: a named log is handed on to the sentry, which would fill it for
             # the rest of its life.
             command = [*prefix, str(self._runsc), f"--log-fd={log}", "--log-format=json", *arguments]
-            return _spawn(command, stdout=output if keeps_stdout else None, keeps=log)
+            return _spawn(command, stdout=output if keeps_stdout else None, keeps=(log, *keeps))
 
         try:
             returncode = await _ended(begin)
@@ -66,9 +73,15 @@ class Act:
             os.close(log)
             os.close(output)
 
-    async def demand(self, name: str, arguments: Sequence[str], first: Callable[[], None] | None = None) -> Finished:
+    async def demand(
+        self,
+        name: str,
+        arguments: Sequence[str],
+        first: Callable[[], None] | None = None,
+        keeps: Sequence[int] = (),
+    ) -> Finished:
         """Run one command; RuntimeFailedError with its words when it fails."""
-        finished = await self.run(name, arguments, first)
+        finished = await self.run(name, arguments, first, keeps)
         if finished.returncode != 0:
             error = RuntimeFailedError(finished.words or f"runsc ended with {finished.returncode} and said nothing")
             error.log = finished.log
@@ -76,7 +89,7 @@ class Act:
         return finished
 
 
-def _spawn(command: list[str], *, stdout: int | None, keeps: int) -> int:
+def _spawn(command: list[str], *, stdout: int | None, keeps: Sequence[int]) -> int:
     """Start a program and return its pid.
 
     Not by the library's subprocesses: on this loop they fork, and to copy the page tables of a program as large as this
@@ -89,7 +102,12 @@ def _spawn(command: list[str], *, stdout: int | None, keeps: int) -> int:
         command,
         _ENVIRONMENT,
         # every other descriptor of this program is closed by the exec; onto itself means: this one is not
-        file_actions=(nothing, answer, (os.POSIX_SPAWN_DUP2, 0, 2), (os.POSIX_SPAWN_DUP2, keeps, keeps)),
+        file_actions=(
+            nothing,
+            answer,
+            (os.POSIX_SPAWN_DUP2, 0, 2),
+            *((os.POSIX_SPAWN_DUP2, one, one) for one in keeps),
+        ),
         setsigmask=(),
         setsigdef=_IGNORED_HERE,
     )

@@ -168,6 +168,14 @@ class Runtime(Protocol):
         """Return a client of the sandbox's guest."""
         ...
 
+    async def difference(self, sandbox_id: str, into: int) -> None:
+        """Write what a live sandbox has changed in its root file system, as a tar, into a descriptor; it lives on.
+
+        As overlays keep it: what is gone is a character device 0:0. All of it is hostile input, and as long as the
+        sandbox makes it: whoever reads bounds it, and ends this by closing the other end.
+        """
+        ...
+
     async def update(self, sandbox_id: str, resources: Resources) -> None:
         """Change the limits of a live sandbox."""
         ...

@@ -1,6 +1,7 @@
 """A runtime in memory, shipped beside the real one: fails, hangs and dies on request."""
 
 import asyncio
+import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -23,7 +24,7 @@ from sandboxd.runtime.base import (
 Mode = Literal["before", "after", "hang"]
 """Fail before the verb did anything, fail after it did all of it, or do nothing and never return."""
 
-VERBS: Final = ("open", "version", "create", "start", "recover", "kill", "remove", "known", "update")
+VERBS: Final = ("open", "version", "create", "start", "recover", "kill", "remove", "known", "update", "difference")
 _FIRST_PID: Final = 1000
 
 
@@ -49,6 +50,8 @@ class FakeSandbox:
         )
     )
     panicked: bool = False
+    upper: bytes = bytes(1024)
+    """What it has changed in its files: a tar."""
 
 
 @dataclass(slots=True)
@@ -66,6 +69,8 @@ class FakeWorld:
     def __init__(self) -> None:
         self.sandboxes: dict[str, FakeSandbox] = {}
         self.calls: Counter[str] = Counter()
+        self.upper = bytes(1024)
+        """What new sandboxes will have changed in their files: a tar."""
         self._switches: list[_Switch] = []
         self._pids = _FIRST_PID
 
@@ -115,6 +120,7 @@ class FakeWorld:
             incarnation=Incarnation(sentry=sentry, gofer=gofer),
             guest=FakeGuest(),
             resources=launch.resources,
+            upper=self.upper,
         )
 
     def take(self, verb: str, sandbox_id: str | None) -> "_Switch | None":
@@ -227,6 +233,17 @@ class FakeRuntime:
         silent.die()
         return silent
 
+    async def difference(self, sandbox_id: str, into: int) -> None:
+        def act() -> None:
+            sandbox = self.world.sandboxes.get(sandbox_id)
+            if sandbox is None or sandbox.over.is_set():
+                raise RuntimeFailedError(f"{sandbox_id} is not running")
+            left.append(sandbox.upper)
+
+        left: list[bytes] = []
+        await self._verb("difference", sandbox_id, act)
+        await asyncio.to_thread(_write_all, into, left[0])
+
     async def update(self, sandbox_id: str, resources: Resources) -> None:
         def act() -> None:
             sandbox = self.world.sandboxes.get(sandbox_id)
@@ -255,3 +272,12 @@ class FakeRuntime:
         act()
         if switch is not None:
             raise switch.error()
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    try:
+        while view:
+            view = view[os.write(descriptor, view) :]
+    except BrokenPipeError as error:
+        raise RuntimeFailedError("nobody reads any more") from error

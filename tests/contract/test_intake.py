@@ -33,6 +33,7 @@ from registry_kit import (
     write_saved,
 )
 from sandboxd.contract.messages import NodeImage
+from sandboxd.contract.references import parse
 from sandboxd.images.base import ImageConfig
 from sandboxd.images.erofs import ImageBuildError
 from sandboxd.images.failures import ImageSourceError
@@ -40,7 +41,6 @@ from sandboxd.images.intake import Intake, Unwatched
 from sandboxd.images.layers import LayerFile, build_from_layers
 from sandboxd.images.layouts import FileSource, is_image
 from sandboxd.images.manifests import Platform
-from sandboxd.images.reference import parse
 from sandboxd.images.registries import Registries, RegistrySettingsError, read_auth_file
 from sandboxd.images.sources import Source
 from sandboxd.images.store import ImageInUseError, ImageStore

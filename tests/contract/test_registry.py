@@ -22,10 +22,10 @@ from registry_kit import (
     serving,
     tar_of,
 )
+from sandboxd.contract.references import parse
 from sandboxd.images.addresses import Trust
 from sandboxd.images.failures import ImageSourceError
 from sandboxd.images.manifests import Descriptor, Platform
-from sandboxd.images.reference import parse
 from sandboxd.images.registries import Registries
 from sandboxd.images.registry import Registry
 from sandboxd.images.sources import Found

@@ -404,11 +404,13 @@ BENCHMARKS: dict[str, Callable[[Platform, RawBox], Awaitable[list[Row]]]] = {
     "idle": idle,
     "images": images,
     "packs": lambda platform, raw: importlib.import_module("packs").packs(platform, raw),
+    "imageapi": lambda platform, raw: importlib.import_module("imageapi").imageapi(platform, raw),
     **pool.benchmarks(client),
     "tunnels": lambda platform, raw: importlib.import_module("raw_tunnels").tunnels(platform, raw),
     **egress.benchmarks(client),
     "names": lambda platform, raw: importlib.import_module("names").names(platform, raw),
     "gateway": lambda platform, raw: importlib.import_module("gateway").gateway(platform, raw),
+    "builds": lambda platform, raw: importlib.import_module("builds").builds(platform, raw),
     "sampling": lambda platform, raw: importlib.import_module("sampling").sampling(platform, raw),
 }
 

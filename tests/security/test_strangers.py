@@ -13,7 +13,10 @@ from typing import Any, Final
 import pytest
 
 from api.services import keys
+from api.store import images
+from api.store.image_tables import Image
 from api_stand import Answer, Stand, api
+from fake_node import IMAGE
 from sandboxd.contract.ids import new_id
 
 DOCUMENT: Final = json.loads((Path(__file__).resolve().parents[2] / "openapi" / "api.json").read_text())
@@ -27,6 +30,11 @@ OF_THE_CALLER: Final = {
     ("post", "/v1/sandboxes/delete"),
     ("post", "/v1/run"),
     ("get", "/v1/me"),
+    ("post", "/v1/images"),
+    ("get", "/v1/images"),
+    ("get", "/v1/tags"),
+    ("put", "/v1/tags/{tag_name}"),
+    ("put", "/v1/uploads/{sha256}"),
 }
 """These name nothing of anybody else's."""
 OF_OPERATORS: Final = {("get", "/metrics")}
@@ -35,6 +43,8 @@ LATER: Final = (
     ("POST", "/v1/projects"),
     ("POST", "/v1/sandboxes/{sandbox_id}/pause"),
 )
+OF_AN_IMAGE: Final = [(method, path) for method, path in OPERATIONS if "{image_id}" in path or "{tag_name}" in path]
+IMAGE_COLLECTIONS: Final = ("images", "tags", "uploads")
 FILE_COLLECTIONS: Final = (["files"], ["directories"], ["archive"], ["watch"])
 BODIES: Final[dict[str, Any]] = {
     "run": {"argv": ["true"]},
@@ -50,6 +60,8 @@ BODIES: Final[dict[str, Any]] = {
     "egress": {"mode": "blocked"},
     "explain": {"destination": "example.com:443"},
     "{sandbox_id}": {"metadata": {"a": "b"}},
+    "{image_id}": {"metadata": {"a": "b"}},
+    "images": {"registry": {"reference": "registry.example.com/app:1"}},
 }
 
 
@@ -60,17 +72,19 @@ async def stand(tmp_path: Path) -> AsyncGenerator[Stand]:
 
 
 class Target:
-    """A sandbox of the root project with a process, aimed at by strangers."""
+    """A sandbox of the root project with a process, and an image with a name, aimed at by strangers."""
 
-    def __init__(self, sandbox_id: str, process_id: str, tunnel_id: str) -> None:
+    def __init__(
+        self, sandbox_id: str, process_id: str, tunnel_id: str, image_id: str, tag_name: str = "mine:1"
+    ) -> None:
         self.sandbox_id = sandbox_id
         self.process_id = process_id
         self.tunnel_id = tunnel_id
+        self.image_id = image_id
+        self.tag_name = tag_name
 
     def path(self, template: str) -> str:
-        return template.format(
-            sandbox_id=self.sandbox_id, process_id=self.process_id, tunnel_id=self.tunnel_id, code="internal"
-        )
+        return template.format(**vars(self), sha256="0" * 64, code="internal")
 
 
 @pytest.fixture
@@ -78,7 +92,32 @@ async def target(stand: Stand) -> Target:
     sandbox = await stand.root.create(name="mine", metadata={"owner": "root"})
     process = await stand.root.call("POST", f"/v1/sandboxes/{sandbox['id']}/processes", {"argv": ["cat"]})
     tunnel = await stand.root.call("POST", f"/v1/sandboxes/{sandbox['id']}/tunnels", {"port": 22, "kind": "tcp"})
-    return Target(sandbox["id"], process.expect(201)["id"], tunnel.expect(201)["id"])
+    return Target(sandbox["id"], process.expect(201)["id"], tunnel.expect(201)["id"], await an_image(stand))
+
+
+async def an_image(stand: Stand) -> str:
+    """A ready image of the root project, called mine:1."""
+    me = (await stand.root.call("GET", "/v1/me")).expect(200)
+    project = me["project"]["id"]
+    image = Image(
+        id=new_id("img", os.urandom),
+        project_id=project,
+        key_id="key",
+        node_id=stand.node.id,
+        state="ready",
+        kind="registry",
+        source={},
+        content_id=IMAGE,
+        digest="sha256:0",
+        created_at=1,
+        updated_at=1,
+        ready_at=1,
+    )
+    database = stand.platform.database
+    await database.write(images.insert_new, project, image)
+    await database.write(images.set_tag, project, "mine", "1", image.id, now_us=1)
+    await database.write(images.use_upload, project, "0" * 64, stand.node.id, stand.clock.now_us())
+    return image.id
 
 
 async def attempt(stand: Stand, key: str | None, method: str, path: str, template: str, **options: Any) -> Answer:
@@ -88,7 +127,7 @@ async def attempt(stand: Stand, key: str | None, method: str, path: str, templat
 
 
 def test_the_document_lists_what_these_tests_know() -> None:
-    known = PUBLIC | OF_THE_CALLER | OF_OPERATORS
+    known = PUBLIC | OF_THE_CALLER | OF_OPERATORS | set(OF_AN_IMAGE)
     unknown = {operation for operation in OPERATIONS if operation not in known and "{sandbox_id}" not in operation[1]}
     assert unknown == set()
     assert known <= set(OPERATIONS)
@@ -123,12 +162,37 @@ async def test_anothers_sandbox_does_not_exist(stand: Stand, target: Target, met
     calls = len(stand.node.requests)
     stranger = await stand.new_key()
     there = await attempt(stand, stranger, method, target.path(template), template)
-    nowhere = Target(new_id("sbx", os.urandom), target.process_id, target.tunnel_id)
+    nowhere = Target(new_id("sbx", os.urandom), target.process_id, target.tunnel_id, target.image_id)
     absent = await attempt(stand, stranger, method, nowhere.path(template), template)
     assert there.expect(404)["code"] == absent.expect(404)["code"] == "sandbox_not_found"
     assert set(there.body) == set(absent.body)
     assert len(stand.node.requests) == calls
     assert (await stand.root.get(target.sandbox_id))["generation"] == 1
+
+
+@pytest.mark.parametrize(("method", "template"), [one for one in OF_AN_IMAGE if one[0] != "put"])
+async def test_anothers_image_does_not_exist(stand: Stand, target: Target, method: str, template: str) -> None:
+    calls = len(stand.node.requests)
+    stranger = await stand.new_key()
+    there = await attempt(stand, stranger, method, target.path(template), template)
+    nowhere = Target(target.sandbox_id, target.process_id, new_id("img", os.urandom), "other:1")
+    absent = await attempt(stand, stranger, method, nowhere.path(template), template)
+    assert there.expect(404)["code"] == absent.expect(404)["code"]
+    assert set(there.body) == set(absent.body)
+    assert len(stand.node.requests) == calls
+    image = (await stand.root.call("GET", f"/v1/images/{target.image_id}")).expect(200)
+    assert (image["generation"], image["tags"]) == (1, ["mine:1"])
+
+
+async def test_anothers_image_cannot_be_used(stand: Stand, target: Target) -> None:
+    calls = len(stand.node.requests)
+    stranger = stand.with_key(await stand.new_key())
+    for image in (target.image_id, "mine:1"):
+        assert (await stranger.call("POST", "/v1/sandboxes", {"image": image})).expect(404)["code"] == "image_not_found"
+    tag = await stranger.call("PUT", "/v1/tags/theirs:1", {"image_id": target.image_id})
+    assert tag.expect(404)["code"] == "image_not_found"
+    assert len(stand.node.requests) == calls
+    assert (await stand.root.create(image="mine:1"))["image"]["id"] == target.image_id
 
 
 async def test_without_an_answers_body_a_stranger_learns_no_more(stand: Stand, target: Target) -> None:
@@ -146,6 +210,8 @@ async def test_without_an_answers_body_a_stranger_learns_no_more(stand: Stand, t
 
 def area_of(template: str) -> str:
     """The scope's area: a route's last collection."""
+    if template.split("/")[2:3] in [[name] for name in IMAGE_COLLECTIONS]:
+        return "images"
     if "/processes" in template or template.endswith("}/run"):
         return "processes"
     if "/tunnels" in template or template.endswith("/tokens"):
@@ -160,7 +226,7 @@ async def test_a_key_without_the_scope_may_not(stand: Stand, target: Target, met
     me = (await stand.root.call("GET", "/v1/me")).expect(200)
     calls = len(stand.node.requests)
     area = area_of(template)
-    others = ["events", "images:write"]
+    others = ["events", "secrets:write"]
     scopes = others if method in {"get", "head"} else [*others, f"{area}:read"]
     key = await stand.new_key(*scopes, project=me["project"]["id"])
     problem = (await attempt(stand, key, method, target.path(template), template)).expect(403)

@@ -6,10 +6,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandboxd.images.reference import InvalidReferenceError, Naming, Reference, familiar, parse
+from sandboxd.contract.references import (
+    InvalidReferenceError,
+    Naming,
+    NoDefaultRegistryError,
+    Reference,
+    familiar,
+    names_registry,
+    parse,
+)
 
 HEX = "0123456789abcdef" * 4
 OWN = Naming("registry.example.com", frozenset())
+HUB = Naming("docker.io", frozenset({"docker.io"}))
 
 
 @pytest.mark.parametrize(
@@ -31,9 +40,19 @@ OWN = Naming("registry.example.com", frozenset())
     ],
 )
 def test_what_is_left_out_is_filled_in(text: str, canonical: str, short: str) -> None:
-    reference = parse(text)
-    assert (str(reference), familiar(reference)) == (canonical, short)
-    assert parse(canonical) == parse(short) == reference
+    reference = parse(text, HUB)
+    assert (str(reference), familiar(reference, HUB)) == (canonical, short)
+    assert parse(canonical, HUB) == parse(short, HUB) == reference
+
+
+def test_without_a_default_the_registry_must_be_named() -> None:
+    assert str(parse("registry.example.com/app")) == "registry.example.com/app:latest"
+    assert familiar(parse("registry.example.com/app")) == "registry.example.com/app:latest"
+    for text in ("app", "team/app:v1", f"app@sha256:{HEX}"):
+        assert not names_registry(text)
+        with pytest.raises(NoDefaultRegistryError):
+            parse(text)
+    assert names_registry("localhost/app")
 
 
 def test_another_default_and_no_library() -> None:
@@ -43,9 +62,9 @@ def test_another_default_and_no_library() -> None:
 
 
 def test_the_digest_decides() -> None:
-    assert parse(f"app:v1@sha256:{HEX}").wanted == f"sha256:{HEX}"
-    assert parse("app:v1").wanted == "v1"
-    assert parse("app").wanted == "latest"
+    assert parse(f"app:v1@sha256:{HEX}", OWN).wanted == f"sha256:{HEX}"
+    assert parse("app:v1", OWN).wanted == "v1"
+    assert parse("app", OWN).wanted == "latest"
 
 
 @pytest.mark.parametrize(
@@ -61,7 +80,7 @@ def test_the_digest_decides() -> None:
 )  # fmt: skip
 def test_what_is_no_reference(text: str) -> None:
     with pytest.raises(InvalidReferenceError):
-        parse(text)
+        parse(text, HUB)
 
 
 LABEL = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,8}[a-z0-9])?", fullmatch=True)
@@ -90,7 +109,7 @@ def test_rendering_is_undone_by_reading(reference: Reference) -> None:
 @given(st.text(string.printable, max_size=60) | st.text(max_size=20))
 def test_reading_fails_in_one_way_only(text: str) -> None:
     try:
-        reference = parse(text)
+        reference = parse(text, HUB)
     except InvalidReferenceError:
         return
     assert parse(str(reference)) == reference

@@ -14,6 +14,7 @@ from sandlot._async.client import AsyncClient
 from sandlot._async.connection import AsyncConnection
 from sandlot._async.egress import AsyncEgress
 from sandlot._async.files import AsyncFiles
+from sandlot._async.images import AsyncImages
 from sandlot._async.process import AsyncOutput, AsyncProcess, AsyncRun
 from sandlot._async.sandbox import AsyncSandbox
 from sandlot._async.tunnels import AsyncTunnels
@@ -23,6 +24,7 @@ from sandlot._sync.client import Client
 from sandlot._sync.connection import Connection
 from sandlot._sync.egress import Egress
 from sandlot._sync.files import Files
+from sandlot._sync.images import Images
 from sandlot._sync.process import Output, Process, Run
 from sandlot._sync.sandbox import Sandbox
 from sandlot._sync.tunnels import Tunnels
@@ -75,6 +77,7 @@ from sandlot.errors import (
     UnreachableError,
     UnsafeArchiveError,
 )
+from sandlot.images import Image, ImageFailedError, ImageInfo, ImageTag
 from sandlot.models import Frame, ProcessExit, ProcessInfo, Resources, RunResult, SandboxInfo, StartError
 from sandlot.retries import RetryPolicy
 
@@ -86,6 +89,7 @@ __all__ = [
     "AsyncConnection",
     "AsyncEgress",
     "AsyncFiles",
+    "AsyncImages",
     "AsyncOutput",
     "AsyncProcess",
     "AsyncRun",
@@ -111,6 +115,11 @@ __all__ = [
     "FileMissingError",
     "Files",
     "Frame",
+    "Image",
+    "ImageFailedError",
+    "ImageInfo",
+    "ImageTag",
+    "Images",
     "InvalidRequestError",
     "LogLine",
     "NameTakenError",

@@ -26,6 +26,24 @@ OPERATIONS: Final = {
         (),
     ),
     "close_tunnel": Operation("DELETE", "/v1/sandboxes/{sandbox_id}/tunnels/{tunnel_id}", (), (), ()),
+    "create_image": Operation(
+        "POST",
+        "/v1/images",
+        (),
+        (
+            "registry",
+            "archive",
+            "build",
+            "sandbox",
+            "snapshot",
+            "tags",
+            "visibility",
+            "config",
+            "metadata",
+            "wait_seconds",
+        ),
+        (),
+    ),
     "create_sandbox": Operation(
         "POST",
         "/v1/sandboxes",
@@ -60,8 +78,10 @@ OPERATIONS: Final = {
         ("scopes", "expires_in_seconds", "port", "path", "identity"),
         ("scopes",),
     ),
+    "delete_image": Operation("DELETE", "/v1/images/{image_id}", (), (), ()),
     "delete_sandbox": Operation("DELETE", "/v1/sandboxes/{sandbox_id}", ("grace_seconds", "wait_seconds"), (), ()),
     "delete_sandboxes": Operation("POST", "/v1/sandboxes/delete", (), ("filter", "dry_run"), ("filter",)),
+    "delete_tag": Operation("DELETE", "/v1/tags/{tag_name}", (), (), ()),
     "dial_port": Operation("GET", "/v1/sandboxes/{sandbox_id}/dial", ("port",), (), ()),
     "explain_egress": Operation(
         "POST", "/v1/sandboxes/{sandbox_id}/egress/explain", (), ("destination", "policy"), ("destination",)
@@ -72,6 +92,7 @@ OPERATIONS: Final = {
     "get_egress": Operation("GET", "/v1/sandboxes/{sandbox_id}/egress", (), (), ()),
     "get_error": Operation("GET", "/errors/{code}", (), (), ()),
     "get_health": Operation("GET", "/healthz", (), (), ()),
+    "get_image": Operation("GET", "/v1/images/{image_id}", ("wait_seconds", "wait_for"), (), ()),
     "get_me": Operation("GET", "/v1/me", (), (), ()),
     "get_metrics": Operation("GET", "/metrics", (), (), ()),
     "get_process": Operation(
@@ -87,7 +108,9 @@ OPERATIONS: Final = {
         (),
     ),
     "get_sandbox": Operation("GET", "/v1/sandboxes/{sandbox_id}", ("wait_seconds", "wait_for"), (), ()),
+    "get_tag": Operation("GET", "/v1/tags/{tag_name}", (), (), ()),
     "get_tunnel": Operation("GET", "/v1/sandboxes/{sandbox_id}/tunnels/{tunnel_id}", (), (), ()),
+    "head_upload": Operation("HEAD", "/v1/uploads/{sha256}", (), (), ()),
     "list_decisions": Operation(
         "GET", "/v1/sandboxes/{sandbox_id}/egress/decisions", ("after", "verdict", "since", "limit"), (), ()
     ),
@@ -98,6 +121,7 @@ OPERATIONS: Final = {
         (),
         (),
     ),
+    "list_images": Operation("GET", "/v1/images", ("state", "tag", "visibility", "limit", "cursor", "order"), (), ()),
     "list_ports": Operation("GET", "/v1/sandboxes/{sandbox_id}/ports", ("port", "wait_seconds"), (), ()),
     "list_processes": Operation(
         "GET", "/v1/sandboxes/{sandbox_id}/processes", ("state", "tag", "limit", "cursor", "order"), (), ()
@@ -109,6 +133,7 @@ OPERATIONS: Final = {
         (),
         (),
     ),
+    "list_tags": Operation("GET", "/v1/tags", ("limit", "cursor"), (), ()),
     "list_tunnels": Operation("GET", "/v1/sandboxes/{sandbox_id}/tunnels", (), (), ()),
     "look_at_file": Operation("HEAD", "/v1/sandboxes/{sandbox_id}/files", ("path", "path_base64", "user"), (), ()),
     "make_directory": Operation(
@@ -128,6 +153,7 @@ OPERATIONS: Final = {
         ("port", "kind", "visibility", "allow_cidrs", "server_name"),
         ("port", "kind"),
     ),
+    "patch_image": Operation("PATCH", "/v1/images/{image_id}", (), ("visibility", "metadata"), ()),
     "patch_sandbox": Operation(
         "PATCH",
         "/v1/sandboxes/{sandbox_id}",
@@ -149,10 +175,13 @@ OPERATIONS: Final = {
     "put_egress": Operation(
         "PUT", "/v1/sandboxes/{sandbox_id}/egress", (), ("mode", "allow", "deny", "limits"), ("mode",)
     ),
+    "put_tag": Operation("PUT", "/v1/tags/{tag_name}", (), ("image_id",), ("image_id",)),
+    "put_upload": Operation("PUT", "/v1/uploads/{sha256}", ("offset", "total_bytes"), (), ()),
     "read_archive": Operation(
         "GET", "/v1/sandboxes/{sandbox_id}/archive", ("path", "path_base64", "user", "format", "exclude"), (), ()
     ),
     "read_file": Operation("GET", "/v1/sandboxes/{sandbox_id}/files", ("path", "path_base64", "user"), (), ()),
+    "read_image_log": Operation("GET", "/v1/images/{image_id}/log", ("after", "follow"), (), ()),
     "read_logs": Operation("GET", "/v1/sandboxes/{sandbox_id}/logs", ("after", "process_id", "follow"), (), ()),
     "read_metrics": Operation("GET", "/v1/sandboxes/{sandbox_id}/metrics", ("start", "end", "step_seconds"), (), ()),
     "read_output": Operation(

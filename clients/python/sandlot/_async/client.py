@@ -12,6 +12,7 @@ import httpx
 
 from sandlot import settings
 from sandlot._access import NodeAccess, Target
+from sandlot._async.images import AsyncImages
 from sandlot._async.websocket import AsyncWebSocket
 from sandlot._clock import async_sleep
 from sandlot._messages import Handshake, Messages
@@ -57,6 +58,11 @@ class AsyncClient:
         """Close the connections. Nothing on the server ends by it."""
         if self._own_http:
             await self._http.aclose()
+
+    @property
+    def images(self) -> AsyncImages:
+        """The images of the key's project."""
+        return AsyncImages(self)
 
     async def me(self) -> dict[str, Any]:
         """Return who the key belongs to, and the limits of this server."""

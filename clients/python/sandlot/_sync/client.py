@@ -16,6 +16,7 @@ from sandlot._access import NodeAccess, Target
 from sandlot._clock import sleep
 from sandlot._messages import Handshake, Messages
 from sandlot._requests import Request, connect_hint, error_from, innermost, is_success, json_from
+from sandlot._sync.images import Images
 from sandlot._sync.websocket import WebSocket
 from sandlot._version import __version__
 from sandlot.errors import ApiError, NotFoundError, ProtocolError, SandlotError, UnreachableError
@@ -58,6 +59,11 @@ class Client:
         """Close the connections. Nothing on the server ends by it."""
         if self._own_http:
             self._http.close()
+
+    @property
+    def images(self) -> Images:
+        """The images of the key's project."""
+        return Images(self)
 
     def me(self) -> dict[str, Any]:
         """Return who the key belongs to, and the limits of this server."""

@@ -29,6 +29,7 @@ from sandlot.errors import (
     sandbox_ended,
 )
 from sandlot.ids import is_sandbox_id, new_idempotency_key
+from sandlot.images import Image, ImageInfo
 from sandlot.models import SETTLED_STATES, ProcessInfo, Resources, RunResult, SandboxInfo, as_object, as_objects, text
 from sandlot.retries import Patience
 
@@ -76,7 +77,7 @@ class Sandbox:
     @classmethod
     def create(  # noqa: PLR0913 - one keyword for each field of the API
         cls,
-        image: str | None = None,
+        image: str | Image | None = None,
         *,
         snapshot: str | None = None,
         name: str | None = None,
@@ -99,14 +100,17 @@ class Sandbox:
         egress: str | Mapping[str, Any] | None = None,
         tunnels: Sequence[Mapping[str, Any]] | None = None,
         wait: bool = True,
+        progress: Callable[[ImageInfo], None] | None = None,
         client: Client | None = None,
     ) -> "Sandbox":
         """Make a sandbox and wait until it runs, or only until it is promised if `wait` is False.
 
-        What is left out is the server's default; `timeout_seconds=None` asks for no limit. `egress` is a mode such as
-        `"blocked"` or `"open"`, or a whole policy. With a `name` and `if_exists="return"` a live sandbox of that name
-        is taken instead, and not ended with the block. A retry never makes a second one. Raises SandboxEndedError if
-        it ended before it ran, and ApiError if it was refused.
+        `image` is a name, an id, a reference to a registry's, or an `Image`; one of those is made first, which
+        `progress` is told of meanwhile. What is left out is the server's default; `timeout_seconds=None` asks for no
+        limit. `egress` is a mode such as `"blocked"` or `"open"`, or a whole policy. With a `name` and
+        `if_exists="return"` a live sandbox of that name is taken instead, and not ended with the block. A retry never
+        makes a second one. Raises SandboxEndedError if it ended before it ran, ApiError if it was refused, and
+        ImageFailedError if its `Image` could not be made.
         """
         given: dict[str, Any] = {
             "snapshot": snapshot,
@@ -131,19 +135,21 @@ class Sandbox:
         wait_seconds = _CREATE_WAIT_SECONDS if wait else 0
         body = {key: value for key, value in given.items() if value is not None}
         body |= {"wait_seconds": wait_seconds}
-        if snapshot is None:
+        if snapshot is None and not isinstance(image, Image):
             body["image"] = image or "base"
         body |= asked("timeout_seconds", timeout_seconds) | asked("paused_retention_seconds", paused_retention_seconds)
-        request = Request(
-            "POST",
-            "/v1/sandboxes",
-            body=body,
-            idempotency_key=new_idempotency_key(),
-            silence_seconds=wait_seconds + _MARGIN_SECONDS,
-        )
         owned = client is None
         client = client or Client()
         try:
+            if isinstance(image, Image):
+                body["image"] = (client.images.make(image, progress=progress)).id
+            request = Request(
+                "POST",
+                "/v1/sandboxes",
+                body=body,
+                idempotency_key=new_idempotency_key(),
+                silence_seconds=wait_seconds + _MARGIN_SECONDS,
+            )
             answer, is_new = client.create(request)
             info = SandboxInfo.parse(answer)
         except BaseException:

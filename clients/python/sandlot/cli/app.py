@@ -8,7 +8,19 @@ from typing import Annotated, Final
 import typer
 
 from sandlot._version import __version__
-from sandlot.cli import account, copying, decisions, egress, forwarding, lifecycle, looking, running, show, tunnels
+from sandlot.cli import (
+    account,
+    copying,
+    decisions,
+    egress,
+    forwarding,
+    images,
+    lifecycle,
+    looking,
+    running,
+    show,
+    tunnels,
+)
 from sandlot.cli.options import EXIT_API
 from sandlot.cli.work import EXIT_INTERRUPTED, EXIT_PIPE, stop_writing
 from sandlot.settings import PROFILE_VARIABLE
@@ -47,6 +59,7 @@ egress.app.command()(decisions.log)
 app.add_typer(egress.app, name="egress")
 app.command(name="port-forward")(forwarding.port_forward)
 app.add_typer(tunnels.app, name="tunnel")
+app.add_typer(images.app, name="image")
 app.command()(account.login)
 app.command()(account.logout)
 app.command()(account.doctor)

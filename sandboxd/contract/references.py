@@ -24,12 +24,17 @@ class InvalidReferenceError(ValueError):
     """It is no reference to an image; `str()` says what is wrong with it."""
 
 
+class NoDefaultRegistryError(InvalidReferenceError):
+    """It names no registry, and none stands for that."""
+
+
 @dataclass(frozen=True, slots=True)
 class Naming:
     """What is filled into a reference that leaves something out."""
 
-    default_registry: str = "docker.io"
-    library_registries: frozenset[str] = frozenset({"docker.io"})
+    default_registry: str = ""
+    """Empty: a reference must name its registry."""
+    library_registries: frozenset[str] = frozenset()
     """Registries where a repository of one part is short for `library/` and it."""
 
 
@@ -70,11 +75,13 @@ def parse(text: str, naming: Naming = DEFAULT_NAMING) -> Reference:
     repository, colon, tag = repository.partition(":")
     if colon and not _TAG.fullmatch(tag):
         raise InvalidReferenceError(f"{tag!r} is no tag: letters, digits, _ . - and at most 128 of them")
-    registry = canonical_host(naming.default_registry if host is None else host)
     if not _REPOSITORY.fullmatch(repository):
         raise InvalidReferenceError(
             f"{repository!r} is no repository: lower-case letters and digits, joined by . _ - or /"
         )
+    if host is None and not naming.default_registry:
+        raise NoDefaultRegistryError("it names no registry, and no default registry is set")
+    registry = canonical_host(naming.default_registry if host is None else host)
     if "/" not in repository and registry in naming.library_registries:
         repository = f"library/{repository}"
     if len(registry) + 1 + len(repository) > NAME_LIMIT:
@@ -89,9 +96,15 @@ def familiar(reference: Reference, naming: Naming = DEFAULT_NAMING) -> str:
         short = repository.removeprefix("library/")
         repository = repository if "/" in short else short
     whole = str(Reference("", repository, reference.tag, reference.digest)).removeprefix("/")
-    if reference.registry == canonical_host(naming.default_registry) and _split_host(whole)[0] is None:
+    default = canonical_host(naming.default_registry) if naming.default_registry else ""
+    if reference.registry == default and _split_host(whole)[0] is None:
         return whole
     return f"{reference.registry}/{whole}"
+
+
+def names_registry(text: str) -> bool:
+    """Tell whether a reference says in which registry it is."""
+    return _split_host(text)[0] is not None
 
 
 def canonical_host(text: str) -> str:

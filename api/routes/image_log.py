@@ -1,0 +1,77 @@
+"""Logs of images as the public surface shows them."""
+
+import re
+from collections.abc import AsyncIterator
+from typing import Final
+
+import aiohttp
+from starlette.requests import Request
+
+from api.routes.relay import EVENT_STREAM, NDJSON, Render
+from sandboxd.contract.problems import ProblemError
+from sandboxd.contract.validation import invalid_field
+
+__all__ = ["EVENT_STREAM", "NDJSON", "as_lines", "as_server_events", "kind_of", "resumed"]
+
+_ANY: Final = frozenset({"*/*", "application/*", NDJSON})
+_EVENT_ID: Final = re.compile(r"([0-9]{1,9})(:end)?")
+_KIND: Final = re.compile(rb'"kind":"([a-z]{1,16})"')
+_NEXT: Final = re.compile(rb'"next":([0-9]{1,12})')
+_LONGEST_LINE: Final = 1024 * 1024
+
+
+def kind_of(request: Request) -> str:
+    """Return the media type to answer with. Raises `not_acceptable`."""
+    accept = request.headers.get("accept", "*/*")
+    offers = {part.partition(";")[0].strip().lower() for part in accept.split(",")}
+    if EVENT_STREAM in offers:
+        return EVENT_STREAM
+    if offers & _ANY:
+        return NDJSON
+    raise ProblemError("not_acceptable", "This answers NDJSON or server-sent events.", available=[NDJSON, EVENT_STREAM])
+
+
+def resumed(request: Request, after: int) -> int | None:
+    """Return where a stream of events goes on; None where it was read to its end."""
+    last = request.headers.get("last-event-id")
+    if not last:
+        return after
+    found = _EVENT_ID.fullmatch(last)
+    if found is None:
+        raise invalid_field("header:Last-Event-ID", "event_id", "is not an id of this stream")
+    return None if found[2] else int(found[1])
+
+
+async def _lines(content: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Yield whole lines. ClientPayloadError for what has no end."""
+    rest = b""
+    async for chunk in content:
+        *whole, rest = (rest + chunk).split(b"\n")
+        if len(rest) > _LONGEST_LINE:
+            raise aiohttp.ClientPayloadError("a line without end")
+        for line in whole:
+            yield line
+    if rest:
+        raise aiohttp.ClientPayloadError("a line is cut short")
+
+
+async def as_lines(content: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Show a log as lines of JSON: what the node says, whole lines at a time."""
+    async for line in _lines(content):
+        yield line + b"\n"
+
+
+def as_server_events(after: int) -> Render:
+    """Return what shows a log as server-sent events."""
+
+    async def render(content: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        yield b"retry: 1000\nid: %d\ndata:\n\n" % after
+        async for line in _lines(content):
+            kind, following = _KIND.search(line), _NEXT.search(line)
+            if kind is None or following is None:
+                yield b": keepalive\n\n"
+                continue
+            end = b":end" if kind[1] == b"exit" else b""
+            yield b"event: %b\nid: %b%b\ndata: %b\n\n" % (kind[1], following[1], end, line)
+
+    return render
