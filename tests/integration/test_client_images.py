@@ -53,7 +53,7 @@ async def test_a_sandbox_from_an_image_made_for_it(client: AsyncClient) -> None:
     image = Image.from_registry(f"{HOST}/app:1").with_config(env={"A": "1"})
     async with await AsyncSandbox.create(image, client=client) as sandbox:
         assert sandbox.info.state == "running"
-        made = await client.images.get(str(sandbox.info.raw.get("image", {}).get("id")))
+        made = await client.images.get(str((sandbox.info.raw.get("image") or {}).get("id")))
         assert made.reference == f"{HOST}/app:1"
     async with await AsyncSandbox.create(f"{HOST}/app:2", client=client) as sandbox:
         assert sandbox.info.image == f"{HOST}/app:2"
