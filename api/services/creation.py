@@ -247,6 +247,8 @@ def _place(platform: Platform, spec: SandboxSpec, tried: frozenset[str]) -> str:
         return choice.node_id
     if choice.why == "impossible":
         raise ProblemError("impossible_resources", choice.detail, hint="Ask for less.", limit=choice.limit)
+    if choice.why == "image":
+        raise ProblemError("image_unavailable", choice.detail, retry_after_seconds=2)
     raise ProblemError("no_capacity", choice.detail, hint="Try again, or ask for less.", retry_after_seconds=2)
 
 

@@ -62,6 +62,8 @@ class Member:
     """What was placed and is not in a report yet."""
     missing: dict[str, int] = field(default_factory=dict[str, int])
     """Sandboxes a full report lacked, with its sequence; a second one makes it certain."""
+    made: dict[str, int] = field(default_factory=dict[str, int])
+    """Images it has made, with the sequence of the last report before; the next may be older than they are."""
     applied: dict[str, tuple[object, ...]] = field(default_factory=dict[str, tuple[object, ...]])
     """What has already been written down of each sandbox, so that a steady report costs no write."""
 
@@ -110,13 +112,10 @@ class Fleet:
         """Return every node with a report, as placement sees it."""
         return [view for member in self.members.values() if (view := _view(member)) is not None]
 
-    def holds(self, node_id: str, image: NodeImage) -> None:
-        """A node has just made an image: it can be started from before the next report says so."""
-        member = self.members.get(node_id)
-        if member is None or member.report is None:
-            return
-        if all(held.id != image.id for held in member.report.images):
-            member.report.images.append(image)
+    def holds(self, node_id: str, content_id: str) -> None:
+        """A node has just made an image: it can be started from before a report says so."""
+        if (member := self.members.get(node_id)) is not None:
+            member.made[content_id] = member.sequence
 
     def named(self) -> list[NodeImage]:
         """Return the platform's own images: those an operator gave a name."""
@@ -190,7 +189,7 @@ def _view(member: Member) -> NodeView | None:
             disk_mib=used.disk_mib + promised.disk_mib,
             sandboxes=used.sandboxes + len(promised),
         ),
-        images={image.id for image in report.images},
+        images={image.id for image in report.images}.union(member.made),
         # Which of those placed since would take which of the ready ones is not worth knowing: all count against all.
         ready_sandboxes={key_of(each): each.ready - len(promised) for each in report.pool.ready},
         refusals=member.refusals,

@@ -12,7 +12,6 @@ from api.services.platform import Platform
 from api.store import images as store
 from api.store.image_tables import Image
 from sandboxd.contract.images import SETTLED, ImageJob, ImageReason, ImageState, StartImageJob
-from sandboxd.contract.messages import NodeImage
 
 _log = structlog.get_logger()
 _POLL_SECONDS: Final = 25.0
@@ -111,8 +110,7 @@ async def _settle(platform: Platform, image: Image, job: ImageJob) -> None:
             "size_bytes": made.size_bytes,
         }
         # Before the record says so: who sees it ready can start from it.
-        held = NodeImage(id=made.id, digest=made.digest, names=[], size_bytes=made.size_bytes)
-        platform.fleet.holds(image.node_id, held)
+        platform.fleet.holds(image.node_id, made.id)
     await platform.database.write(store.note_any_project, image.id, changes)
 
 

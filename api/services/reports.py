@@ -42,6 +42,7 @@ async def receive(platform: Platform, report: NodeReport) -> ReportAnswer:
     member.last_seen = platform.sources.monotonic()
     member.sequence = report.sequence
     member.report = report
+    member.made = {image: since for image, since in member.made.items() if report.sequence <= since + 1}
     for sandbox in report.sandboxes:
         member.promised.drop(sandbox.id)
         member.missing.pop(sandbox.id, None)

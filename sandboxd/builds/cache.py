@@ -1,13 +1,13 @@
 """Which image came of which step: one small file for each key, whole or not there."""
 
+import os
 import re
 import tempfile
-from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-_KEY: Final = re.compile(r"[0-9a-f]{64}")
+KEPT_SECONDS: Final = 30 * 24 * 3600.0
 _IMAGE: Final = re.compile(r"img[a-z2-7]{20}")
 
 
@@ -18,9 +18,11 @@ class StepCache:
         self._home = home
 
     def find(self, key: str) -> str | None:
-        """Return the id of the image that came of a step."""
+        """Return the id of the image that came of a step; it may be gone meanwhile."""
+        place = self._home / key
         try:
-            text = (self._home / key).read_text()
+            text = place.read_text()
+            os.utime(place)
         except (OSError, ValueError):
             return None
         return text if _IMAGE.fullmatch(text) else None
@@ -32,10 +34,10 @@ class StepCache:
             file.write(image_id)
         Path(file.name).replace(self._home / key)
 
-    def sweep(self, images: Collection[str]) -> None:
-        """Forget steps whose images are gone, and what a crash left. Blocks."""
+    def sweep(self, now: float) -> None:
+        """Forget what nobody has asked for in a month, and what a crash left. Blocks."""
         with suppress(FileNotFoundError):
             for path in list(self._home.iterdir()):
-                if not _KEY.fullmatch(path.name) or self.find(path.name) not in images:
-                    with suppress(OSError):
+                with suppress(OSError):
+                    if path.stat().st_mtime < now - KEPT_SECONDS:
                         path.unlink()

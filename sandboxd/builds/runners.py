@@ -1,5 +1,7 @@
 """The runners of image jobs that build: from a Dockerfile or steps, and from a sandbox that runs."""
 
+import asyncio
+import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
@@ -40,6 +42,7 @@ class BuildRunner:
         source = asked.source.build
         if source is None:
             raise JobError(ImageReason.NOT_FOUND, "There is nothing to build.")
+        await asyncio.to_thread(self._means.cache.sweep, time.time())
         context = source.build.context
         path = None if context is None else self._context(asked.project_id, context)
 

@@ -8,7 +8,9 @@ import ctypes
 import json
 import os
 import resource
+import signal
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -29,6 +31,9 @@ from sandboxd.images.tree import ImportLimits, Tally
 _PIECE: Final = 1024 * 1024
 _PR_SET_NO_NEW_PRIVS: Final = 38
 _PR_SET_DUMPABLE: Final = 4
+_PR_SET_PDEATHSIG: Final = 1
+_CLONE_NEWNET: Final = 0x40000000
+_CLONE_NEWIPC: Final = 0x08000000
 _IGNORE_BYTES: Final = 1024 * 1024
 _MEMORY_BYTES: Final = 4 * 1024**3
 _CPU_SECONDS: Final = 3600
@@ -67,14 +72,23 @@ def _confine(size_bytes: int, uid: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (2 * size_bytes, 2 * size_bytes))
     resource.setrlimit(resource.RLIMIT_CPU, (_CPU_SECONDS, _CPU_SECONDS))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    parent = os.getppid()
+    libc = ctypes.CDLL(None, use_errno=True)
     if os.geteuid() == 0:
+        # What it needs is loaded or open: it sees its own directory, no network, and nobody's shared memory.
+        if libc.unshare(_CLONE_NEWNET | _CLONE_NEWIPC) != 0:
+            raise OSError(ctypes.get_errno(), "unshare")
+        os.chroot(".")
+        os.chdir("/")
         os.setgroups([])
         os.setresgid(uid, uid, uid)
         os.setresuid(uid, uid, uid)
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+    for option, value in ((_PR_SET_NO_NEW_PRIVS, 1), (_PR_SET_DUMPABLE, 0), (_PR_SET_PDEATHSIG, signal.SIGKILL)):
+        if libc.prctl(option, value, 0, 0, 0) != 0:
+            raise OSError(ctypes.get_errno(), "prctl")
     resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
+    if os.getppid() != parent:
+        sys.exit(1)  # the node agent ended before it could be seen to
 
 
 class Work:
@@ -84,6 +98,8 @@ class Work:
         self._request = request
         self._limits = ImportLimits(size_bytes=int(request["size_bytes"]), entries=int(request["entries"]))
         self._dropped = Dropped()
+        self._left_out: Counter[str] = Counter()
+        """Of the context."""
         self._images: dict[int, FileTree] = {}
         self._context: FileTree | None = None
 
@@ -111,7 +127,7 @@ class Work:
         tally = Tally(self._limits)
         apart = str(request["apart"]).encode()
         summed, _ = write_image(tree, self._contents, Path("image.erofs"), apart=apart, tick=tally.go_on)
-        return {"sum": asdict(summed), "dropped": dict(self._dropped)}
+        return {"sum": asdict(summed), "dropped": dict(self._left_out + Counter(self._dropped))}
 
     def _change(self, tree: FileTree, row: Mapping[str, Any]) -> None:
         kind = row["kind"]
@@ -150,6 +166,7 @@ class Work:
             os.lseek(int(descriptor), 0, os.SEEK_SET)
             stack = Stack(tree, self._contents, Tally(self._limits))
             stack.add(TarStream(ByteStream(_pieces(int(descriptor)))), strict=True)
+            self._left_out.update(stack.dropped)
             self._leave_out(tree)
             self._context = tree
         return self._context

@@ -166,8 +166,6 @@ HOSTILE: dict[str, tuple[dict[str, Any] | bytes, ImageReason]] = {
     "through a link": ({"a": symlink("/etc"), "a/x": "x"}, ImageReason.UNSAFE_CONTENT),
     "a hard link out": ({"a": link("../../etc/shadow")}, ImageReason.UNSAFE_CONTENT),
     "a hard link to nothing": ({"a": link("etc/shadow")}, ImageReason.UNSAFE_CONTENT),
-    "a device": ({"a": {"type": tarfile.CHRTYPE, "devmajor": 1, "devminor": 3}}, ImageReason.UNSAFE_CONTENT),
-    "a pipe": ({"a": {"type": tarfile.FIFOTYPE}}, ImageReason.UNSAFE_CONTENT),
     "too many files": ({str(number): "" for number in range(2100)}, ImageReason.TOO_LARGE),
     "too deep": ({"/".join(["d"] * 200): "x"}, ImageReason.TOO_LARGE),
     "too long a name": ({"n" * 300: "x"}, ImageReason.UNSAFE_CONTENT),
@@ -176,6 +174,14 @@ HOSTILE: dict[str, tuple[dict[str, Any] | bytes, ImageReason]] = {
     "no end of rules": ({".dockerignore": "[" * 5000}, ImageReason.UNSAFE_CONTENT),
     "too many rules": ({".dockerignore": "a\n" * 600_000}, ImageReason.TOO_LARGE),
 }
+
+
+async def test_devices_and_pipes_of_a_context_are_left_out_and_counted(tmp_path: Path) -> None:
+    rows = {"d": {"type": tarfile.CHRTYPE, "devmajor": 1, "devminor": 3}, "p": {"type": tarfile.FIFOTYPE}, "f": "x"}
+    async with bench(tmp_path) as made:
+        found, _, product = await made.make(copy(".", to="/c/"), context=rows)
+        assert [path for path in found if path.startswith("c")] == ["c", "c/f"]
+        assert product.dropped == {"devices": 1, "pipes": 1}
 
 
 @pytest.mark.parametrize("which", HOSTILE)
@@ -242,6 +248,8 @@ async def test_the_program_that_reads_has_no_rights(tmp_path: Path) -> None:
             pids = [pid for pid in _children() if Path(f"/proc/{pid}/cwd").resolve() == own]
         assert "CapEff:\t0000000000000000" in status
         assert "NoNewPrivs:\t1" in status
+        assert Path(f"/proc/{pids[0]}/root").resolve() == own, "it sees nothing else"
+        assert Path(f"/proc/{pids[0]}/ns/net").readlink() != Path("/proc/self/ns/net").readlink()
         work.cancel()
         with pytest.raises(asyncio.CancelledError):
             await work

@@ -194,8 +194,7 @@ async def test_a_project_has_so_many_on_their_way(database: Database) -> None:
 
 async def test_failures_are_purged(database: Database) -> None:
     failed: dict[str, Any] = PENDING | {"state": "failed", "reason": "corrupt"}
-    later: dict[str, Any] = failed | {"updated_at": 100}
-    old, new = await put(database, **failed), await put(database, **later)
+    old, new = await put(database, PARENT, **failed), await put(database, PARENT, **failed | {"updated_at": 100})
     ready = await put(database)
     await database.write(images.set_tag, PARENT, "a", "1", old.id, now_us=1)
     assert await database.write(images.purge_failed_any_project, failed_before_us=50, limit=10) == 1

@@ -4,7 +4,8 @@ import asyncio
 import os
 import select
 import signal
-from collections.abc import AsyncGenerator, Generator
+import tarfile
+from collections.abc import AsyncGenerator, Coroutine, Generator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -250,6 +251,49 @@ async def test_meters(bench: Bench) -> None:
     assert usage.processes >= 2
     await bench.runtime.remove(name)
     assert bench.runtime.usage(name) is None
+
+
+async def test_what_a_sandbox_changed_is_an_archive_and_it_lives_on(bench: Bench) -> None:
+    launch = bench.launch()
+    await bench.runtime.create(launch)
+    await bench.runtime.start(launch.sandbox_id)
+    reading, writing = os.pipe()
+
+    def read() -> list[str]:
+        with os.fdopen(reading, "rb") as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
+            return [info.name for info in archive]
+
+    try:
+        names, _ = await asyncio.gather(
+            asyncio.to_thread(read), _closing(bench.runtime.difference(launch.sandbox_id, writing), writing)
+        )
+        assert set(names) <= {".", "./.sandlot", "./tmp", "./etc"}, "nothing but what its start made"
+        assert bench.runtime.usage(launch.sandbox_id) is not None
+    finally:
+        await bench.runtime.remove(launch.sandbox_id)
+
+
+async def test_a_difference_that_nobody_reads_fails_and_harms_nothing(bench: Bench) -> None:
+    launch = bench.launch()
+    await bench.runtime.create(launch)
+    await bench.runtime.start(launch.sandbox_id)
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        with pytest.raises(RuntimeFailedError):
+            await _closing(bench.runtime.difference(launch.sandbox_id, writing), writing)
+        assert bench.runtime.usage(launch.sandbox_id) is not None
+        with pytest.raises(RuntimeFailedError):
+            await bench.runtime.difference(sandbox_id(), 0)
+    finally:
+        await bench.runtime.remove(launch.sandbox_id)
+
+
+async def _closing(work: Coroutine[Any, Any, None], descriptor: int) -> None:
+    try:
+        await work
+    finally:
+        os.close(descriptor)
 
 
 async def test_limits_of_a_live_sandbox_change(bench: Bench) -> None:

@@ -181,6 +181,16 @@ async def test_names_without_a_registry_need_a_default(images: ImageStand, tmp_p
         assert image["reference"] == f"{HOST}/library/tool:3"
 
 
+async def test_a_report_that_was_written_before_takes_nothing_away(images: ImageStand) -> None:
+    """This node never lists what it makes: one such report may be late, two are the truth."""
+    made = await images.make("app:1")
+    await images.stand.node.send_report()
+    assert (await images.root.create(image=made["id"]))["state"] == "running"
+    await images.stand.node.send_report()
+    problem = (await images.root.call("POST", "/v1/sandboxes", {"image": made["id"]})).expect(503)
+    assert problem["code"] == "image_unavailable"
+
+
 async def test_tags(images: ImageStand) -> None:
     one, two = await images.make("app:1"), await images.make("app:2")
     for name, image, status in (("a:1", one, 201), ("a:1", two, 200), ("b:x", one, 201)):
