@@ -149,7 +149,7 @@ def test_archives_of_skopeo_are_imported(platform: Platform, layout: Path, open_
     policy = ["skopeo", "--policy", str(open_registry.policy), "copy", "-q", f"oci:{layout}:v1"]
     run(*policy, f"docker-archive:{home}/saved.tar:say:saved")
     run(*policy, f"oci-archive:{home}/layout.tar:say:layout")
-    for words in (("saved.tar",), ("layout.tar", "say:layout")):
+    for words in (("saved.tar", "say:saved"), ("layout.tar", "say:layout")):
         done(platform, "import", str(home / words[0]), *words[1:])
     done(platform, "import", str(layout), "say:directory")
     known = images(platform)
