@@ -16,6 +16,7 @@ from netpolicy.router_side import (
     LOG_GROUP,
     NODE_MARK,
     RESOLVER_PORT,
+    SLOT_PREFIX,
     TLS_PORT,
     LogPrefix,
 )
@@ -23,11 +24,13 @@ from netpolicy.rules import DNS_PORTS
 
 ROUTER_TABLE = "sandlot"
 UPLINK = "uplink"
-SLOT_PREFIX = "sbx"
 
 _LOG_RATE = "20/second burst 100 packets"
 _WHERE = "ifname . inet_proto . ipv4_addr . inet_service"
 _PACKET = "iifname . meta l4proto . ip daddr . th dport"
+_BY_POLICY = "meta mark . meta l4proto . ip daddr . th dport"
+"""`meta mark` is the policy in force, looked up first: an older one's elements are never met."""
+_POLICY = "mark . inet_proto . ipv4_addr . inet_service"
 _SANDBOXES = f'"{SLOT_PREFIX}*"'
 
 
@@ -91,8 +94,8 @@ _SETS = f"""
   set open_if {{ type ifname; }}
   set named_if {{ type ifname; }}
   set judged_if {{ type ifname; }}
-  set allow {{ type {_WHERE}; flags interval; }}
-  set deny {{ type {_WHERE}; flags interval; }}
+  set allow {{ type {_POLICY}; flags interval; }}
+  set deny {{ type {_POLICY}; flags interval; }}
   set learned {{ type {_WHERE}; flags timeout; }}
   set learned_ranges {{ type {_WHERE}; flags interval,timeout; }}
   set new_rates {{ type ifname; size 65535; flags dynamic; limit rate over 1/second; }}
@@ -126,8 +129,9 @@ def _ways_in() -> str:
     meta l4proto {{ tcp, udp }} th dport {DNS_PORTS[0]} redirect to :{RESOLVER_PORT}
     ip daddr @denied accept
     ip daddr @node_addresses accept
-    {_PACKET} @deny accept
-    iifname != @judged_if {_PACKET} @allow accept
+    meta mark set iifname map @marks
+    {_BY_POLICY} @deny accept
+    iifname != @judged_if {_BY_POLICY} @allow accept
     tcp dport 80 redirect to :{HTTP_PORT}
     tcp dport 443 redirect to :{TLS_PORT}
   }}
@@ -166,13 +170,14 @@ def _forward(tunnels: str) -> str:
     meta l4proto != {{ {", ".join(sorted(PROTOCOLS))} }} goto refuse
     tcp dport {{ {", ".join(str(port) for port in sorted(DENIED_TCP_PORTS))} }} goto refuse
     iifname . ct mark @live accept
-    {_PACKET} @deny goto refuse
+    meta mark set iifname map @marks
+    {_BY_POLICY} @deny goto refuse
     iifname @named_if meta l4proto {{ tcp, udp }} th dport {{ {", ".join(map(str, DNS_PORTS))} }} goto refuse
     {_PACKET} @learned goto permit
     {_PACKET} @learned_ranges goto permit
     iifname @judged_if tcp dport {{ 80, 443 }} goto refuse
     iifname @judged_if udp dport 443 goto refuse
-    {_PACKET} @allow goto permit
+    {_BY_POLICY} @allow goto permit
     iifname @open_if goto permit
     goto refuse
   }}

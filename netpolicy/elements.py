@@ -8,7 +8,7 @@ from typing import Final
 
 from netpolicy.policy import BLOCKED, Limits, Mode, Policy
 from netpolicy.regions import PROTOCOL_NUMBERS, Region, regions
-from netpolicy.router_side import GENERATION_MASK, slot_mark
+from netpolicy.router_side import GENERATION_MASK, SLOT_PREFIX, slot_mark, slot_of_mark
 
 SOURCES: Final = "sources"
 MARKS: Final = "marks"
@@ -42,9 +42,13 @@ PER_SLOT: Final = (
     UP_RATES,
     DOWN_RATES,
 )
-"""Every set whose elements begin with an interface."""
+"""Every set whose elements begin with an interface, or with the mark of a slot's policy."""
+BY_POLICY: Final = frozenset({ALLOW, DENY})
+"""Sets whose elements begin with the mark of the policy that they are of. Removing an interval takes the kernel a walk
+over all of them, so what an older policy has left here is out of use at once and removed later."""
 
 INTERFACE_BYTES: Final = 16
+_MARK_BYTES: Final = 4
 _BURST_BYTES = 131_072
 """Over what a second may carry: a bucket below some segments of the largest size would never let one pass."""
 
@@ -74,6 +78,8 @@ class Element:
     @property
     def interface(self) -> str:
         """Whose it is, in a set of PER_SLOT."""
+        if self.set_name in BY_POLICY:
+            return f"{SLOT_PREFIX}{slot_of_mark(int.from_bytes(self.key[:_MARK_BYTES], 'big'))}"
         return self.key[:INTERFACE_BYTES].rstrip(b"\0").decode("ascii", "replace")
 
 
@@ -121,8 +127,9 @@ def policy_elements(index: int, interface: str, generation: int, policy: Policy)
         found.append(Element(NAMED_IF, key))
     if policy.judged:
         found.append(Element(JUDGED_IF, key))
-    found += [_region_element(ALLOW, key, region) for region in regions(policy.allow)]
-    found += [_region_element(DENY, key, region) for region in regions(policy.deny, denying=True)]
+    of_policy = policy_key(mark)
+    found += [_region_element(ALLOW, of_policy, region) for region in regions(policy.allow)]
+    found += [_region_element(DENY, of_policy, region) for region in regions(policy.deny, denying=True)]
     return (*found, *_limit_elements(key, policy.limits))
 
 
@@ -144,10 +151,22 @@ def opening_element(interface: str, opening: Opening, timeout_ms: int | None = N
 
 def opening_of(element: Element) -> Opening:
     """Return what an element of `learned` or `learned_ranges` opens."""
-    first, last = element.key[INTERFACE_BYTES:], (element.last or element.key)[INTERFACE_BYTES:]
-    protocol = next(name for name, number in PROTOCOL_NUMBERS.items() if number == first[0])
-    low, high = int.from_bytes(first[8:10], "big"), int.from_bytes(last[8:10], "big")
-    return Opening(protocol, IPv4Address(first[4:8]), low, high)
+    region = region_of(element)
+    protocol = next(name for name, number in PROTOCOL_NUMBERS.items() if number == region.protocol)
+    return Opening(protocol, IPv4Address(region.first), region.low, region.high)
+
+
+def region_of(element: Element) -> Region:
+    """Return where an element of a set of destinations leads."""
+    width = _MARK_BYTES if element.set_name in BY_POLICY else INTERFACE_BYTES
+    first, last = element.key[width:], (element.last or element.key)[width:]
+    return Region(
+        protocol=first[0],
+        first=int.from_bytes(first[4:8], "big"),
+        last=int.from_bytes(last[4:8], "big"),
+        low=int.from_bytes(first[8:10], "big"),
+        high=int.from_bytes(last[8:10], "big"),
+    )
 
 
 def change_between(old: Collection[Element], new: Iterable[Element]) -> Change:
@@ -163,6 +182,11 @@ def change_between(old: Collection[Element], new: Iterable[Element]) -> Change:
 def generation_mark(index: int, generation: int) -> bytes:
     """Return the mark of connections that this policy of this slot has allowed."""
     return (slot_mark(index) | generation & GENERATION_MASK).to_bytes(4, sys.byteorder)
+
+
+def policy_key(mark: bytes) -> bytes:
+    """Return how the elements of a policy's regions begin: sets of intervals have numbers in network order."""
+    return int.from_bytes(mark, sys.byteorder).to_bytes(_MARK_BYTES, "big")
 
 
 def _limit_elements(key: bytes, limits: Limits) -> list[Element]:

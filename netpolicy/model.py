@@ -12,16 +12,16 @@ from ipaddress import IPv4Address
 from netpolicy.elements import (
     ALLOW,
     DENY,
-    INTERFACE_BYTES,
     JUDGED_IF,
     LEARNED,
     LEARNED_RANGES,
     NAMED_IF,
     OPEN_IF,
     Element,
+    region_of,
 )
 from netpolicy.platform import DENIED_TCP_PORTS, PLATFORM, PROTOCOLS, Platform
-from netpolicy.regions import PROTOCOL_NUMBERS, Region
+from netpolicy.regions import PROTOCOL_NUMBERS
 from netpolicy.rules import DNS_PORTS, WEB_PORTS
 
 _NAMES = {number: name for name, number in PROTOCOL_NUMBERS.items()}
@@ -40,7 +40,7 @@ class _Intervals:
     """One interval set's elements of one slot."""
 
     def __init__(self, elements: Iterable[Element]) -> None:
-        self._regions = sorted(_region(element) for element in elements)
+        self._regions = sorted(region_of(element) for element in elements)
         self._firsts = [(region.protocol, region.first) for region in self._regions]
 
     def __contains__(self, where: tuple[int, int, int]) -> bool:
@@ -113,14 +113,3 @@ class Model:
 def protocol_name(number: int) -> str:
     """Return the name of a protocol by its number, or the number where it has none here."""
     return _NAMES.get(number, str(number))
-
-
-def _region(element: Element) -> Region:
-    first, last = element.key[INTERFACE_BYTES:], (element.last or element.key)[INTERFACE_BYTES:]
-    return Region(
-        protocol=first[0],
-        first=int.from_bytes(first[4:8], "big"),
-        last=int.from_bytes(last[4:8], "big"),
-        low=int.from_bytes(first[8:10], "big"),
-        high=int.from_bytes(last[8:10], "big"),
-    )

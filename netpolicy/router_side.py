@@ -3,6 +3,8 @@
 from enum import StrEnum
 from typing import Final
 
+SLOT_PREFIX: Final = "sbx"
+"""Of the names of all slots' interfaces here; their index follows."""
 RESOLVER_PORT: Final = 15053
 """UDP and TCP. Every question to port 53 of any address comes here where names decide."""
 HTTP_PORT: Final = 15080

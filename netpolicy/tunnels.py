@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, collapse_addresses
 from typing import Final, Literal
 
-from netpolicy.compile import SLOT_PREFIX, UPLINK, TablePart
+from netpolicy.compile import UPLINK, TablePart
 from netpolicy.elements import Element
-from netpolicy.router_side import NODE_MARK, slot_mark
+from netpolicy.router_side import NODE_MARK, SLOT_PREFIX, slot_mark
 
 Protocol = Literal["tcp", "udp"]
 

@@ -86,7 +86,7 @@ def verdict(policy: Policy, destination: Destination, platform: Platform = PLATF
     allowed = _allowed_by_name(policy, destination)
     if allowed is not None:
         return allowed
-    if destination.name is None and _name_needed(policy, destination):
+    if _name_needed(policy, destination):
         return _deny(Line.NAME_NEEDED, Reason.NO_NAME)
     return _allowed_by_address(policy, destination)
 
@@ -197,8 +197,9 @@ def _allowed_by_name(policy: Policy, destination: Destination) -> Verdict | None
 def _name_needed(policy: Policy, destination: Destination) -> bool:
     """Whether an address alone is too little: a denied name, or one that gets a secret, could be behind it."""
     if destination.protocol == "udp" and destination.port == 443:
-        return policy.judged
-    return policy.denies_names and destination.protocol == "tcp" and destination.port in WEB_PORTS
+        return policy.judged  # nobody reads a name there
+    unnamed = destination.name is None and policy.denies_names
+    return unnamed and destination.protocol == "tcp" and destination.port in WEB_PORTS
 
 
 def _allowed_by_address(policy: Policy, destination: Destination) -> Verdict:

@@ -19,12 +19,12 @@ from typing import TypeVar
 
 import structlog
 
-from netpolicy.compile import SLOT_PREFIX
 from netpolicy.elements import Change
 from netpolicy.firewall import Firewall
 from netpolicy.flows import Flows
 from netpolicy.platform import PLATFORM, Platform
 from netpolicy.policy import Mode
+from netpolicy.router_side import SLOT_PREFIX
 from netpolicy.tunnels import RawTunnel
 from sandboxd.contract.messages import EgressSpec
 from sandboxd.contract.tunnels import NodeTunnel
@@ -144,11 +144,14 @@ class KernelNetwork:
             try:
                 # The programs first: what they forbid is closed before the kernel opens anything to them.
                 closed = await self._names.apply(slot.address, None if policy.mode is Mode.BLOCKED else policy)
-                return closed + await self._thread("births").run(partial(self._policies.apply, slot, policy))
+                closed += await self._thread("births").run(partial(self._policies.apply, slot, policy))
             except BaseException:
                 # Cut off in between, it may be either policy: until the next one it is none.
                 await self._close(slot)
                 raise
+            finally:
+                self._sweep_later()
+        return closed
 
     async def learn(self, address: str, name: str, addresses: Iterable[IPv4Address], seconds: int) -> None:
         slot = next((slot for slot in self._held.values() if slot.address == address), None)
@@ -177,6 +180,7 @@ class KernelNetwork:
         await self._tunnels.shut_all(index)
         async with self._turn(slot):
             blocked = await self._close(slot, of_the_node=True)
+            self._sweep_later()
         if blocked:
             blocked = await self._vacated(slot)
         keep = blocked and len(router.ready) < self._pool_size * _KEPT_PER_POOLED
@@ -338,6 +342,11 @@ class KernelNetwork:
             except queue.Empty:
                 break
 
+    def _sweep_later(self) -> None:
+        """Have what older policies have left removed when nobody waits."""
+        with contextlib.suppress(NetworkError):
+            self._thread("births").submit(self._sweep, Urgency.BACKGROUND)
+
     def _refill_pool(self) -> None:
         """Make slots in the background until there are enough, one after the other."""
         router = self._running()
@@ -364,6 +373,10 @@ class KernelNetwork:
             return
         router.give_back(slot, keep=keep)
         self._held.pop(sandbox_id, None)
+
+    def _sweep(self) -> None:
+        if self._policies.sweep():
+            self._sweep_later()
 
     def _take_over(self, kept: list[Slot]) -> None:
         with refusals("the router's table cannot be read"):

@@ -3,6 +3,7 @@
 Everything here runs in one thread of the router namespace, so that what is known of a slot changes as the kernel does.
 """
 
+import itertools
 import sys
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from typing import Final
 import structlog
 
 from netpolicy.elements import (
+    BY_POLICY,
     LEARNED,
     LEARNED_RANGES,
     LIVE,
@@ -24,6 +26,7 @@ from netpolicy.elements import (
     opening_element,
     opening_of,
     policy_elements,
+    policy_key,
 )
 from netpolicy.firewall import Firewall, FirewallError
 from netpolicy.flows import Flow, Flows, FlowsError
@@ -37,6 +40,8 @@ from sandboxd.network.base import NetworkError, Slot
 MOST_LEARNED: Final = 1024
 """Addresses and ports of one slot that names may have led to at once."""
 
+_SWEPT_AT_ONCE: Final = 1
+"""Each costs the kernel up to ten milliseconds where there are tens of thousands, and whoever comes next waits."""
 _KEPT_SECONDS: Final = 3600
 """How long a connection may outlive what its name has led to and still be judged by that name."""
 _GRACE_SECONDS: Final = 30
@@ -53,6 +58,8 @@ class _Known:
     policy: Policy | None = None
     """None: not known since the agent came back."""
     elements: set[Element] = field(default_factory=set[Element])
+    stale: set[Element] = field(default_factory=set[Element])
+    """Of older policies, out of use."""
     learned: dict[Element, dict[str, float]] = field(default_factory=dict[Element, dict[str, float]])
     """The names that led there, and until when (boot time). One that is over is kept for connections that it began."""
 
@@ -60,7 +67,10 @@ class _Known:
         """Take what the kernel has for what is known, and forget why it is there."""
         elements = [element for element in there if element.set_name != SOURCES]
         self.learned = {element: {} for element in elements if element.set_name in (LEARNED, LEARNED_RANGES)}
-        self.elements = {element for element in elements if element not in self.learned}
+        mine = {element for element in elements if element not in self.learned}
+        marks = {policy_key(element.data) for element in mine if element.set_name == MARKS and element.data is not None}
+        self.stale = {element for element in mine if element.set_name in BY_POLICY and element.key[:4] not in marks}
+        self.elements = mine - self.stale
         self.policy = None
 
 
@@ -116,13 +126,27 @@ class SlotPolicies:
         except (FirewallError, FlowsError) as error:
             raise NetworkError(f"slot {slot.index} cannot be closed: {error}") from error
 
+    def sweep(self) -> bool:
+        """Remove a little of what is out of use; tells whether there is more."""
+        for index, known in self._known.items():
+            if known.stale:
+                some = tuple(itertools.islice(known.stale, _SWEPT_AT_ONCE))
+                try:
+                    self._firewall.apply(Change(remove=some))
+                except FirewallError as error:
+                    _log.warning("policy_not_swept", slot=index, error=str(error))
+                    return False
+                known.stale.difference_update(some)
+                return True
+        return False
+
     def forget(self, slot: Slot) -> None:
         """Remove whatever a slot has that is no more."""
         known = self._known.pop(slot.index, None)
         if known is None:
             return
         try:
-            self._firewall.apply(Change(remove=(*known.elements, *known.learned)))
+            self._firewall.apply(Change(remove=(*known.elements, *known.learned, *known.stale)))
         except FirewallError as error:
             raise NetworkError(f"slot {slot.index}'s elements cannot be removed: {error}") from error
 
@@ -163,8 +187,11 @@ class SlotPolicies:
         change = change_between(known.elements, wanted)
         # From here on the number is taken, whatever comes: no connection may bear it from another policy.
         known.generation = generation
-        remove, add = (*change.remove, *lost, *again), (*change.add, *(_timed(one, _GRACE_SECONDS) for one in again))
+        later = {element for element in change.remove if element.set_name in BY_POLICY}
+        remove = (*(element for element in change.remove if element not in later), *lost, *again)
+        add = (*change.add, *(_timed(one, _GRACE_SECONDS) for one in again))
         self._firewall.apply(Change(remove=remove, add=add))
+        known.stale = (known.stale | later) - set(wanted)
         known.elements, known.policy = set(wanted), policy
         for element in lost:
             del known.learned[element]

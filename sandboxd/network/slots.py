@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv4Network
 from pathlib import Path
 
-from netpolicy.compile import SLOT_PREFIX
+from netpolicy.router_side import SLOT_PREFIX
 from sandboxd.network.base import NetworkError, Slot
 from sandboxd.network.failures import refusals
 from sandboxd.network.links import End, Links, Neighbour

@@ -14,8 +14,9 @@ import pytest
 
 from harness import Platform, platform
 from infra import residue
-from netpolicy.compile import ROUTER_TABLE, SLOT_PREFIX
+from netpolicy.compile import ROUTER_TABLE
 from netpolicy.elements import OPEN_IF
+from netpolicy.router_side import SLOT_PREFIX
 from sandboxd.contract.messages import Resources
 from sandboxd.runtime import bundle
 
