@@ -33,7 +33,7 @@ from netpolicy.flows import Flow, Flows, FlowsError
 from netpolicy.model import Model, Outcome, protocol_name
 from netpolicy.platform import PLATFORM, Platform
 from netpolicy.policy import BLOCKED, Policy
-from netpolicy.router_side import GENERATION_MASK, slot_mark
+from netpolicy.router_side import GENERATION_MASK, SLOT_PREFIX, slot_mark
 from netpolicy.verdict import openings
 from sandboxd.network.base import NetworkError, Slot
 
@@ -92,8 +92,12 @@ class SlotPolicies:
             known = _Known(generation=_generation(mine))
             known.see(mine)
             self._known[slot.index] = known
-        for elements in found.values():
-            self._firewall.apply(Change(remove=tuple(elements)))
+        for interface, elements in found.items():
+            # Its number goes on from there: what is swept later must never be met under it again.
+            known = _Known(generation=_generation(elements))
+            known.stale = {element for element in elements if element.set_name in BY_POLICY}
+            self._firewall.apply(Change(remove=tuple(elements - known.stale)))
+            self._known[_index(interface)] = known
 
     def apply(self, slot: Slot, policy: Policy) -> int:
         """Make a policy true; returns how many connections it has ended. NetworkError: then nothing is reached."""
@@ -142,13 +146,16 @@ class SlotPolicies:
 
     def forget(self, slot: Slot) -> None:
         """Remove whatever a slot has that is no more."""
-        known = self._known.pop(slot.index, None)
+        known = self._known.get(slot.index)
         if known is None:
             return
+        later = {element for element in known.elements if element.set_name in BY_POLICY}
         try:
-            self._firewall.apply(Change(remove=(*known.elements, *known.learned, *known.stale)))
+            self._firewall.apply(Change(remove=(*(known.elements - later), *known.learned)))
         except FirewallError as error:
             raise NetworkError(f"slot {slot.index}'s elements cannot be removed: {error}") from error
+        known.stale |= later
+        known.elements, known.learned, known.policy = set(), {}, None
 
     def learn(self, slot: Slot, name: str, addresses: Iterable[IPv4Address], seconds: int) -> None:
         """Open what the slot's policy opens at addresses that a name has led to. NetworkError: nothing is open."""
@@ -250,4 +257,12 @@ def _generation(elements: Iterable[Element]) -> int:
     """Return the highest generation that the kernel still knows of."""
     marks = [element.data for element in elements if element.set_name == MARKS and element.data is not None]
     marks += [element.key[16:20] for element in elements if element.set_name == LIVE]
-    return max((int.from_bytes(mark, sys.byteorder) & GENERATION_MASK for mark in marks), default=0)
+    numbers = [int.from_bytes(mark, sys.byteorder) for mark in marks]
+    numbers += [int.from_bytes(element.key[:4], "big") for element in elements if element.set_name in BY_POLICY]
+    return max((number & GENERATION_MASK for number in numbers), default=0)
+
+
+def _index(interface: str) -> int:
+    """Return a slot's index; of a name that is none of ours, one that no slot has."""
+    number = interface.removeprefix(SLOT_PREFIX)
+    return int(number) if number.isdecimal() else -1

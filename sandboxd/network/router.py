@@ -79,6 +79,8 @@ class Router:
         text = router_table(platform, tunnels=router_part(tunnels(kept_slots)))
         with refusals("the router's table cannot be loaded"):
             try:
+                if not kept:
+                    delete_table(ROUTER_TABLE)  # and with it all elements, which would else go one by one
                 load_table(text)
             except FirewallError as error:
                 # Another release's sets: closed until each policy is applied again, which comes next.
