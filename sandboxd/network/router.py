@@ -12,9 +12,9 @@ from pathlib import Path
 
 import structlog
 
-from netpolicy.compile import ROUTER_TABLE, router_table
+from netpolicy.compile import drop_table, router_table
 from netpolicy.elements import Change, Element, node_address_element, source_element
-from netpolicy.firewall import FirewallError, delete_table, load_table
+from netpolicy.firewall import FirewallError, load_table
 from netpolicy.platform import Platform
 from netpolicy.tunnels import RawTunnel, router_part
 from sandboxd.network import slots
@@ -79,14 +79,12 @@ class Router:
         text = router_table(platform, tunnels=router_part(tunnels(kept_slots)))
         with refusals("the router's table cannot be loaded"):
             try:
-                if not kept:
-                    delete_table(ROUTER_TABLE)  # and with it all elements, which would else go one by one
-                load_table(text)
+                # With nobody left, all elements go with the table: one by one they would take the kernel long.
+                load_table(text if kept else drop_table() + text)
             except FirewallError as error:
                 # Another release's sets: closed until each policy is applied again, which comes next.
                 _log.warning("router_table_replaced", error=str(error))
-                delete_table(ROUTER_TABLE)
-                load_table(text)
+                load_table(drop_table() + text)
         for name, value in _SYSCTLS_OF_CONNTRACK.items():
             write_sysctl(name, value)
         self._used = kept
