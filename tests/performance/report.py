@@ -1,7 +1,7 @@
 """What a benchmark says: rows with their baseline from the same run, and the page they end on."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -77,8 +77,8 @@ def _number(value: float | None) -> str:
     return f"{value:.2f}" if value < 10 else f"{value:.1f}"
 
 
-def render(rows: Sequence[Row], machine: str, at: datetime) -> str:
-    """Return the whole page."""
+def render(rows: Sequence[Row], machine: str, at: datetime, failed: Mapping[str, str] | None = None) -> str:
+    """Return the whole page. `failed` says why a benchmark has no rows."""
     lines = [
         "# Benchmarks",
         "",
@@ -101,4 +101,6 @@ def render(rows: Sequence[Row], machine: str, at: datetime) -> str:
     notes = [f"- **{row.name}**: {row.note}" for row in rows if row.note]
     if notes:
         lines += ["", "## How each was taken", "", *notes]
+    if failed:
+        lines += ["", "## Not measured in this run", "", *(f"- `{name}`: {why}" for name, why in failed.items())]
     return "\n".join(lines) + "\n" + OTHERS
