@@ -157,6 +157,7 @@ class FakeNode:
                 web.put("/node/v1/sandboxes/{id}", self._ensure),
                 web.get("/node/v1/sandboxes/{id}", self._get),
                 web.put("/node/v1/trust", self._trust),
+                web.put("/node/v1/uploads/{project}/{sha256}", self._upload),
                 web.patch("/node/v1/sandboxes/{id}", self._patch),
                 web.delete("/node/v1/sandboxes/{id}", self._stop),
                 web.put("/node/v1/sandboxes/{id}/egress", self._put_egress),
@@ -302,6 +303,13 @@ class FakeNode:
         if held is None:
             raise ProblemError("sandbox_not_found", "The node does not know it.")
         return held
+
+    async def _upload(self, request: web.Request) -> web.Response:
+        """Take what is sent for what it says it is."""
+        total = int(request.query["total_bytes"])
+        offset = min(total, int(request.query["offset"]) + len(await request.read()))
+        state = {"offset": offset, "total_bytes": total, "complete": offset == total}
+        return web.json_response(state, status=201 if offset == total else 200)
 
     async def _trust(self, request: web.Request) -> web.Response:
         self.trusts.append(Trust.model_validate_json(await request.read()))

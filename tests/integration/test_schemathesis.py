@@ -40,7 +40,7 @@ CHECKS: list[Any] = [
 ]
 OF_THE_API: list[Any] = [*CHECKS, negative_data_rejection]
 """Data-plane input is judged by the node, and the fake one is no judge."""
-DATA_PLANE = frozenset({"processes", "files", "directories", "archive", "watch"})
+DATA_PLANE = frozenset({"processes", "files", "directories", "archive", "watch", "uploads"})
 EXAMPLES = 15
 
 
