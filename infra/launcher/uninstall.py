@@ -21,7 +21,8 @@ from sandboxd.network import coexistence
 
 _RUN_NAMES: Final = ("api", "gateway", "runsc", "up.lock")
 _DATA_NAMES: Final = (
-    *("api", "failures", "history", "image-store", "images", "logs", "tls", "upper"),
+    *("api", "failures", "history", "logs", "tls", "uploads", "upper"),
+    *("build-cache", "image-jobs", "image-store", "image-work", "images"),
     *("ledger.db", "ledger.db-wal", "ledger.db-shm"),
     *("node.key", "node.json", "settings.restored", "replaced-*", ".backup-*", ".restore-*", ".swap.json*"),
 )
