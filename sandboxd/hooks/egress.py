@@ -1,5 +1,6 @@
 """Egress: the policy is true before anything of the sandbox runs."""
 
+from sandboxd.contract.messages import EgressSpec
 from sandboxd.hooks.base import NOTHING, FailPoints, Parts
 from sandboxd.network.base import Network, NetworkError
 
@@ -23,7 +24,9 @@ class EgressHook:
         await self._points.reach("egress.applied")
 
     async def make_ready(self, parts: Parts) -> None:
-        """A slot is handed out blocked."""
+        """Block the slot by a policy, though it comes blocked: then nothing is left that a claim must look for."""
+        if parts.slot is not None:
+            await self._network.apply_egress(parts.slot, EgressSpec(mode="blocked"))
 
     async def claim(self, parts: Parts) -> None:
         await self.prepare(parts)

@@ -107,6 +107,11 @@ class SlotPolicies:
             known.policy = policy
             return 0
         try:
+            if known.policy == BLOCKED:
+                # It has begun nothing: what an earlier policy let it begin was ended when this one was applied. To look
+                # through all of the node's connections would be most of what a claim takes.
+                self._change(slot, known, policy)
+                return 0
             # Alive before: in between, the kernel may have reset some that sent something.
             alive = {flow.identity for flow in self._flows.of_slot(slot.index) if _counts(flow)}
             self._change(slot, known, policy)
