@@ -1,6 +1,8 @@
-"""Derives from the API's document what each object holds (`sandlot/document.py`) and each call takes (`operations.py`).
+"""Derives what the client shares with the other side.
 
-`python generate.py` writes both; `python generate.py --check` says whether they are up to date and changes nothing.
+From the API's document what each object holds (`sandlot/document.py`) and each call takes (`operations.py`); from the
+node's own code how patterns over paths are read (`_globs.py`), because what it ignores must not be sent.
+`python generate.py` writes them; `python generate.py --check` says whether they are up to date and changes nothing.
 """
 
 import json
@@ -11,6 +13,7 @@ from typing import Any, cast
 
 HERE = Path(__file__).resolve().parent
 DOCUMENT = HERE.parents[1] / "openapi" / "api.json"
+GLOBS = HERE.parents[1] / "sandboxd" / "builds" / "globs.py"
 TARGET = HERE / "sandlot"
 
 TYPES_HEADER = '''"""What the objects of the API hold. Derived by generate.py: change the API instead.
@@ -43,12 +46,13 @@ SCALARS = {"string": "str", "integer": "int", "number": "float", "boolean": "boo
 
 
 def render(document: dict[str, Any]) -> dict[str, str]:
-    """Return both modules for a document, formatted as the linter wants them."""
+    """Return the modules, formatted as the linter wants them."""
     schemas: dict[str, Any] = document["components"]["schemas"]
     classes = [_class(name, schemas[name], schemas) for name in _in_order(schemas) if "properties" in schemas[name]]
     return {
         "document.py": _format(TYPES_HEADER + "\n\n".join(classes)),
         "operations.py": _format(CALLS_HEADER + _table(document, schemas)),
+        "_globs.py": "# Derived by generate.py: change sandboxd/builds/globs.py instead.\n" + GLOBS.read_text(),
     }
 
 
