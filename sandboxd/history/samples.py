@@ -3,16 +3,13 @@
 One SQLite file. Blocks; for threads. Everything here may be lost without harm to a sandbox.
 """
 
-import os
-import sqlite3
-import threading
 from collections.abc import Iterable
-from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
+
+from sandboxd.history.database_file import DatabaseFile
 
 TIERS: Final = ((5, 3600), (60, 86_400), (300, 7 * 86_400))
 """Seconds between samples, and for how many seconds they are kept."""
-_PAGE_BYTES: Final = 4096
 _BATCH: Final = 20_000
 
 _SCHEMA: Final = (
@@ -42,6 +39,10 @@ _BEFORE: Final = (
     "SELECT at_ms, cpu_used_seconds, memory_used, memory_cache, memory_limit, disk_used, processes, egress, ingress"
     " FROM samples WHERE sandbox_id = ? AND tier = ? AND at_ms < ? ORDER BY at_ms DESC LIMIT 1"
 )
+_OLDEST: Final = (
+    "DELETE FROM samples WHERE (sandbox_id, tier, at_ms) IN"
+    " (SELECT sandbox_id, tier, at_ms FROM samples ORDER BY at_ms LIMIT ?)"
+)
 
 
 class Reading(NamedTuple):
@@ -67,30 +68,14 @@ class Facts(NamedTuple):
     ingress_base: int
 
 
-class SampleStore:
-    """The file. Made anew when it cannot be read."""
+class SampleStore(DatabaseFile):
+    """The file."""
 
-    def __init__(self, path: Path, limit_bytes: int) -> None:
-        self._path = path
-        self.limit_bytes = limit_bytes
-        self._lock = threading.Lock()
-        self._connection: sqlite3.Connection | None = None
+    schema = _SCHEMA
 
     def open(self) -> None:
-        """Open it; what is damaged is put aside by being removed."""
-        with self._lock:
-            try:
-                self._connection = _connect(self._path)
-            except sqlite3.DatabaseError:
-                for suffix in ("", "-wal", "-shm"):
-                    self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
-                self._connection = _connect(self._path)
-
-    def close(self) -> None:
-        with self._lock:
-            if self._connection is not None:
-                self._connection.close()
-                self._connection = None
+        """Open it."""
+        self._open()
 
     def facts(self, sandbox_id: str) -> Facts | None:
         """Return what is known of a sandbox."""
@@ -116,24 +101,7 @@ class SampleStore:
                 for tier, (_, kept) in enumerate(TIERS):
                     connection.execute("DELETE FROM samples WHERE tier = ? AND at_ms < ?", (tier, now_ms - kept * 1000))
                 connection.execute("DELETE FROM sandboxes WHERE seen_ms < ?", (now_ms - TIERS[-1][1] * 1000,))
-            self._shrink(connection)
-
-    def _shrink(self, connection: sqlite3.Connection) -> None:
-        """Remove the oldest samples until the rest fits."""
-        while self._used_bytes(connection) > self.limit_bytes:
-            with connection:
-                removed = connection.execute(
-                    "DELETE FROM samples WHERE (sandbox_id, tier, at_ms) IN"
-                    " (SELECT sandbox_id, tier, at_ms FROM samples ORDER BY at_ms LIMIT ?)",
-                    (_BATCH,),
-                ).rowcount
-            if removed < _BATCH:
-                return
-
-    def _used_bytes(self, connection: sqlite3.Connection) -> int:
-        pages = connection.execute("PRAGMA page_count").fetchone()[0]
-        free = connection.execute("PRAGMA freelist_count").fetchone()[0]
-        return (pages - free) * _PAGE_BYTES
+            self._shrink(connection, _OLDEST, _BATCH)
 
     def between(self, sandbox_id: str, begin_ms: int, end_ms: int) -> list[Reading]:
         """Return the samples of a span, oldest first; one moment once, however many tiers have it."""
@@ -146,25 +114,3 @@ class SampleStore:
         """Return the last sample before a moment."""
         rows = [row for tier in range(len(TIERS)) for row in self._rows(_BEFORE, (sandbox_id, tier, at_ms))]
         return max((Reading(*row) for row in rows), default=None)
-
-    def _rows(self, statement: str, values: tuple[object, ...]) -> list[tuple[Any, ...]]:
-        with self._lock:
-            return [] if self._connection is None else self._connection.execute(statement, values).fetchall()
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    # Never readable by others, not even between its creation and a chmod.
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-    connection = sqlite3.connect(path, timeout=2, check_same_thread=False)
-    try:
-        connection.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = OFF")
-        for statement in _SCHEMA:
-            connection.execute(statement)
-        connection.commit()
-    except BaseException:
-        connection.close()
-        raise
-    return connection
