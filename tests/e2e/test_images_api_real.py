@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -12,43 +11,8 @@ import pytest
 
 from harness import Platform, cache_dir
 from harness import platform as platforms
-from infra.setup import tools_for_tests
-from infra.setup.progress import Progress
-from real_registry import PASSWORD, USER, Served, registry, run, scratch_image
-from registry_kit import MadeImage, make_image, pack, tar_of, write_layout
-
-
-@pytest.fixture(scope="module", name="home")
-def _home() -> Generator[Path]:
-    with tempfile.TemporaryDirectory(prefix="sandlot-images-", dir="/var/tmp") as home:
-        yield Path(home)
-
-
-@pytest.fixture(scope="module", name="tool")
-def _tool(home: Path) -> str:
-    return tools_for_tests.provide(Progress(home / "logs"), cache_dir())
-
-
-@pytest.fixture(scope="module", name="open_registry")
-def _open_registry(tool: str, home: Path) -> Generator[Served]:
-    with registry(tool, home / "open", None) as served:
-        yield served
-
-
-@pytest.fixture(scope="module", name="closed_registry")
-def _closed_registry(tool: str, home: Path) -> Generator[Served]:
-    with registry(tool, home / "closed", PASSWORD) as served:
-        yield served
-
-
-@pytest.fixture(scope="module", name="scratch")
-def _scratch(home: Path) -> MadeImage:
-    return scratch_image(home)
-
-
-@pytest.fixture(scope="module", name="layout")
-def _layout(home: Path, scratch: MadeImage) -> Path:
-    return write_layout(home / "layout", (scratch, "v1"))
+from real_registry import PASSWORD, USER, Served, run
+from registry_kit import make_image, pack, tar_of, write_layout
 
 
 @pytest.fixture(scope="module", name="platform")

@@ -8,14 +8,14 @@ from collections.abc import Generator
 from pathlib import Path
 
 import pytest
-from test_registry_real import done, images, registry, run, said, sandlotd
+from test_registry_real import done, images, said, sandlotd
 
 from harness import Platform, cache_dir, platform
 from infra.setup import tools_for_tests
 from infra.setup.progress import Progress
 from infra.setup.toolchain import GO_ENV, find_go
 from packs_kit import ACCESS, SECRET, s3_server
-from real_registry import PROGRAM
+from real_registry import PROGRAM, registry, run
 from registry_kit import make_image, tar_of, write_layout
 
 
