@@ -6,14 +6,15 @@ Rows come from programs that read what sandboxes send, so each is checked and bo
 import asyncio
 import sqlite3
 from collections import Counter, OrderedDict, deque
-from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import structlog
 
 from sandboxd.history.decision_store import DecisionStore, Row, What
 from sandboxd.history.threads import in_thread
+from sandboxd.history.watched import Watched
 from sandboxd.processes.rendering import moment
 
 _log = structlog.get_logger(__name__)
@@ -30,7 +31,7 @@ _LENGTHS: Final = {"rule": 1200, "reason": 64, "name": 255, "address": 15, "prot
 _MOST_COUNT: Final = 1 << 31
 
 
-class DecisionBook:
+class DecisionBook(Watched):
     """The node's decisions. `now_ms` is the wall clock."""
 
     def __init__(self, store: DecisionStore, now_ms: Callable[[], int], *, days: float = 7) -> None:
@@ -45,7 +46,7 @@ class DecisionBook:
         self._unwritten: dict[int, Row] = {}
         self._recent: dict[str, deque[int]] = {}
         self._denied: dict[str, OrderedDict[What, Row]] = {}
-        self._watchers: dict[str, set[asyncio.Event]] = {}
+        super().__init__()
         self._busy: set[str] = set()
         self.counts: Counter[tuple[str, str]] = Counter()
         """Decisions by verdict and by who made them."""
@@ -87,23 +88,6 @@ class DecisionBook:
         """Return what is kept behind a position, oldest first."""
         await self._flush()
         return await in_thread(self._store.after, sandbox_id, position, since_ms, verdict, limit)
-
-    @contextmanager
-    def watched(self, sandbox_id: str) -> Generator[asyncio.Event]:
-        """Have an event set whenever there is more to read, and at the end."""
-        event = asyncio.Event()
-        self._watchers.setdefault(sandbox_id, set()).add(event)
-        try:
-            yield event
-        finally:
-            watchers = self._watchers[sandbox_id]
-            watchers.discard(event)
-            if not watchers:
-                del self._watchers[sandbox_id]
-
-    def notify(self, sandbox_id: str) -> None:
-        for event in self._watchers.get(sandbox_id, ()):
-            event.set()
 
     def _add(self, what: What, count: int) -> None:
         now = self._now_ms()

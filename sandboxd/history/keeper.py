@@ -1,8 +1,8 @@
 """Keeps the logs of live sandboxes: reads each one's feed while something runs in it, and its last words at its end."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Generator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final, Protocol
@@ -19,6 +19,7 @@ from sandboxd.history.log import Log
 from sandboxd.history.rows import LogRow
 from sandboxd.history.shelf import Shelf
 from sandboxd.history.threads import in_thread
+from sandboxd.history.watched import Watched
 
 _log = structlog.get_logger(__name__)
 
@@ -74,7 +75,7 @@ class _Kept:
     told_full: bool = False
 
 
-class Keeper:
+class Keeper(Watched):
     """All logs of the node. Entered once; what is asked of it outside is done without the feeds."""
 
     def __init__(
@@ -85,7 +86,7 @@ class Keeper:
         self._bytes_per_second = bytes_per_second
         self._disk_full = disk_full
         self._live: dict[str, _Kept | None] = {}
-        self._watchers: dict[str, set[asyncio.Event]] = {}
+        super().__init__()
         self._group: asyncio.TaskGroup | None = None
         self._adopted = 0
         self._looked = False
@@ -184,23 +185,6 @@ class Keeper:
     def is_live(self, sandbox_id: str) -> bool:
         """Tell whether more may come."""
         return sandbox_id in self._live
-
-    @contextmanager
-    def watched(self, sandbox_id: str) -> Generator[asyncio.Event]:
-        """Have an event set whenever there is more to read, and at the end."""
-        event = asyncio.Event()
-        self._watchers.setdefault(sandbox_id, set()).add(event)
-        try:
-            yield event
-        finally:
-            watchers = self._watchers[sandbox_id]
-            watchers.discard(event)
-            if not watchers:
-                del self._watchers[sandbox_id]
-
-    def notify(self, sandbox_id: str) -> None:
-        for event in self._watchers.get(sandbox_id, ()):
-            event.set()
 
     async def _keep(self, kept: _Kept, delay_seconds: float) -> None:
         """Read a sandbox's feed until nothing runs in it any more."""
