@@ -143,6 +143,7 @@ def _write(path: Path, data: bytes, mode: int, owner: pwd.struct_passwd | None =
     aside.unlink(missing_ok=True)
     descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     with os.fdopen(descriptor, "wb") as file:
+        os.fchmod(descriptor, mode)  # whatever the umask: a certificate is read by other users' programs
         if owner is not None:
             os.fchown(descriptor, owner.pw_uid, owner.pw_gid)
         file.write(data)

@@ -1,6 +1,7 @@
 """TLS at gateway and api: shown, renewed under open connections; and passed on by name, undecrypted."""
 
 import asyncio
+import os
 import ssl
 from collections.abc import AsyncGenerator
 from pathlib import Path
@@ -19,7 +20,11 @@ from tunnels.certificates import Certificate
 @pytest.fixture
 def issued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Issued]:
     monkeypatch.setattr(account, "ensure_account", lambda _: account.pwd.getpwnam("root"))  # pyright: ignore[reportUnknownLambdaType, reportUnknownArgumentType] - stands for a function
-    return issue(LauncherConfig(data_dir=tmp_path), ["gw.example.com"])
+    mask = os.umask(0o077)  # an operator's shell may have any
+    try:
+        return issue(LauncherConfig(data_dir=tmp_path), ["gw.example.com"])
+    finally:
+        os.umask(mask)
 
 
 def trusting(tmp_path: Path) -> ssl.SSLContext:
