@@ -71,11 +71,11 @@ class NodeConfig(BaseSettings):
     """How many sandboxes at most."""
     max_starts: int = Field(default=8, ge=1)
     """Cold creates under way at once; the others wait in line. More of them only make each slower."""
-    cpu_overcommit: float = Field(default=128, ge=1)
+    cpu_overcommit: float = Field(default=1024, ge=1)
     """A sandbox's cpus are what it may use at most, and nearly all are idle nearly always."""
-    memory_overcommit: float = Field(default=16, ge=1)
+    memory_overcommit: float = Field(default=64, ge=1)
     """Promised against present memory: most sandboxes use little; pressure closes admission (memory_floor_mib)."""
-    disk_overcommit: float = Field(default=16, ge=1)
+    disk_overcommit: float = Field(default=256, ge=1)
     """Promised against present disk; the watermark is what holds when all of them write at once."""
     memory_reserve_mib: int = Field(default=512, ge=0)
     """Kept from all sandboxes together, for the platform."""

@@ -415,8 +415,6 @@ BENCHMARKS: dict[str, Callable[[Platform, RawBox], Awaitable[list[Row]]]] = {
 }
 
 
-LARGE = ("thousand",)
-"""Only measured by name: it takes most of the machine's memory, and ten minutes."""
 BOUND_SECONDS = float(os.environ.get("SANDLOT_BENCH_BOUND", "900"))
 """What hangs must not keep the others from being measured."""
 
@@ -443,8 +441,8 @@ async def _bench(names: list[str]) -> tuple[list[Row], dict[str, str]]:
 
 
 def main() -> None:
-    """Run the named benchmarks, or all but the large ones; only that writes the page."""
-    names = sys.argv[1:] or [name for name in BENCHMARKS if name not in LARGE]
+    """Run the named benchmarks, or all; only that writes the page."""
+    names = sys.argv[1:] or list(BENCHMARKS)
     rows, failed = asyncio.run(_bench(names))
     if not sys.argv[1:]:
         machine = f"{os.cpu_count()} CPUs, Linux {host.release()}, Python {host.python_version()}"

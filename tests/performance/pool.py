@@ -49,7 +49,7 @@ def benchmarks(client: Client) -> dict[str, Callable[[Platform, RawBox], Awaitab
         return rows
 
     async def thousand(_platform: Platform, _raw: RawBox) -> list[Row]:
-        with start(max_sandboxes=str(THOUSAND + 10), memory_overcommit="64") as crowded:
+        with start(max_sandboxes=str(THOUSAND + 10)) as crowded:
             return await _thousand(crowded, client)
 
     return {"pool": pool, "burst": burst, "thousand": thousand}
@@ -160,7 +160,7 @@ async def _thousand(crowded: Platform, client: Client) -> list[Row]:
 
         async def one() -> None:
             async with line:
-                ids.append(await api.create(resources={"memory_mib": 256}, timeout_seconds=7200, wait_seconds=300))
+                ids.append(await api.create(timeout_seconds=7200, wait_seconds=300))
 
         begun = time.perf_counter()
         try:
