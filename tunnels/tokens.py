@@ -79,21 +79,17 @@ class Claims(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class SigningKey:
-    """A key that signs; `kid` follows from it."""
+    """A key that signs; `public` and `kid` follow from it, and are worked out once."""
 
     private: Ed25519PrivateKey
+    public: bytes
+    kid: str
 
     @classmethod
     def from_seed(cls, seed: bytes) -> "SigningKey":
-        return cls(Ed25519PrivateKey.from_private_bytes(seed))
-
-    @property
-    def public(self) -> bytes:
-        return self.private.public_key().public_bytes_raw()
-
-    @property
-    def kid(self) -> str:
-        return kid_of(self.public)
+        private = Ed25519PrivateKey.from_private_bytes(seed)
+        public = private.public_key().public_bytes_raw()
+        return cls(private, public, kid_of(public))
 
 
 def kid_of(public: bytes) -> str:

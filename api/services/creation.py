@@ -117,12 +117,34 @@ async def begin(
     """Write the promise and start asking a node. Raises where nothing can be promised."""
     if feature := body.later_feature():
         raise NotImplementedProblem(feature)
-    name, or_existing = (body.name, body.if_exists == "return") if isinstance(body, CreateSandbox) else (None, False)
-    if key is not None or (name is not None and or_existing):
-        known = await platform.database.read(_known, caller.project_id, key, name if or_existing else None, platform)
+    name = body.name if isinstance(body, CreateSandbox) and _or_existing(body) else None
+    if key is not None or name is not None:
+        known = await platform.database.read(_known, caller.project_id, key, name, platform)
         if known is not None:
             return await _known_begun(platform, caller, body, key, known)
+    common = image_names.platforms_name(platform, body.image)
+    if common is not None:
+        image, tag = common
+        begun = await _promised(platform, caller, body, key, image, one_shot=one_shot, unless_tagged=tag)
+        if begun is not None:
+            return begun
     image = await image_names.resolve(platform, caller, body.image)
+    begun = await _promised(platform, caller, body, key, image, one_shot=one_shot)
+    assert begun is not None  # noqa: S101 - no tag was asked about
+    return begun
+
+
+async def _promised(
+    platform: Platform,
+    caller: Caller,
+    body: SandboxRequest,
+    key: Key | None,
+    image: image_names.Pinned | image_names.Coming,
+    *,
+    one_shot: bool,
+    unless_tagged: tuple[str, str] | None = None,
+) -> Begun | None:
+    """Write the promise and start; None, with nothing written, where the project has, or may have, such a tag."""
     coming = image.record if isinstance(image, image_names.Coming) else None
     if isinstance(image, image_names.Coming):
         spec = _spec(platform, caller, body, ImageRef(id=image.record.id, reference=image.text, digest=""))
@@ -130,12 +152,31 @@ async def begin(
         spec = _spec(platform, caller, body, image.ref)
     sandbox = _row(platform, caller, body, spec, one_shot=one_shot)
     sandbox.image_id = image.record.id if image.record is not None else spec.image.id
-    sandbox.node_id = "" if coming is not None else _place(platform, spec, frozenset())
-    result = await platform.database.write(_promise, caller.project_id, sandbox, key, or_existing, platform)
+    try:
+        sandbox.node_id = "" if coming is not None else _place(platform, spec, frozenset())
+    except ProblemError:
+        if unless_tagged is None:
+            raise
+        return None  # there may be a place for what the project calls by that name
+    result = await platform.database.write(
+        _promise,
+        caller.project_id,
+        sandbox,
+        key,
+        or_existing=_or_existing(body),
+        platform=platform,
+        unless_tagged=unless_tagged,
+    )
+    if result is None:
+        return None
     if isinstance(result, Claim) or not result.created:
         return await _known_begun(platform, caller, body, key, result)
     # A run's key is answered with its result, not with its sandbox: it stays with the run.
     return _launch(platform, Start(result.sandbox, spec, None if one_shot else key, coming))
+
+
+def _or_existing(body: SandboxRequest) -> bool:
+    return isinstance(body, CreateSandbox) and body.if_exists == "return"
 
 
 def _known(
@@ -154,9 +195,18 @@ def _known(
 
 
 def _promise(
-    connection: Connection, project_id: str, sandbox: Sandbox, key: Key | None, or_existing: bool, platform: Platform
-) -> Claim | Found:
-    """Write key and sandbox in one transaction."""
+    connection: Connection,
+    project_id: str,
+    sandbox: Sandbox,
+    key: Key | None,
+    *,
+    or_existing: bool,
+    platform: Platform,
+    unless_tagged: tuple[str, str] | None,
+) -> Claim | Found | None:
+    """Write key and sandbox in one transaction; nothing, and None, where the project has such a tag."""
+    if unless_tagged is not None and image_store.find_tagged(connection, project_id, *unless_tagged) is not None:
+        return None
     if key is not None:
         claim = key_store.claim(
             connection,

@@ -54,6 +54,17 @@ def naming_of(platform: Platform) -> Naming:
     return Naming(settings.default_registry, frozenset(settings.library_registries))
 
 
+def platforms_name(platform: Platform, text: str) -> tuple[Pinned, tuple[str, str]] | None:
+    """Return what a text means unless the caller's project has given that name and tag to something else.
+
+    Whether it has is for the transaction to say in which the sandbox is promised: most have not, and need no other.
+    """
+    if _TAGGED.fullmatch(text) is None or is_id("img", text):
+        return None
+    found = platform.fleet.resolve(text)
+    return None if found is None else (Pinned(found.id, found, None), split_tag(text))
+
+
 async def resolve(platform: Platform, caller: Caller, text: str) -> Pinned | Coming:
     """Find what a text means for a caller. ProblemError says why it is nothing."""
     if is_id("img", text):

@@ -25,6 +25,21 @@ _USED: Final = (
     .where(_i.id == bindparam("p_id"), or_(_i.last_used_at.is_(None), _i.last_used_at < bindparam("p_before")))
     .values(last_used_at=bindparam("p_now"))
 )
+_TAGGED: Final = (
+    select(IMAGES, _t.project_id.label("tagged_by"))
+    .join(TAGS, _t.image_id == _i.id)
+    .where(
+        _t.project_id.in_(bindparam("p_line", expanding=True)),
+        _t.name == bindparam("p_name"),
+        _t.tag == bindparam("p_tag"),
+        or_(
+            _i.project_id == bindparam("p_project"),
+            _i.visibility == "public",
+            and_(_i.visibility == "tree", _i.project_id.in_(bindparam("p_above", expanding=True))),
+        ),
+    )
+)
+"""Made once: it is on the way of every create, and making it costs more than running it."""
 
 
 def image_not_found(image_id: str) -> ProblemError:
@@ -211,12 +226,8 @@ def used(connection: Connection, project_id: str, image_id: str, now_us: int) ->
 def find_tagged(connection: Connection, project_id: str, name: str, tag: str) -> Image | None:
     """Return what a name stands for: the project's own, else that of its nearest ancestor that shows it."""
     line = lineage(connection, project_id)
-    statement = (
-        select(IMAGES, _t.project_id.label("tagged_by"))
-        .join(TAGS, _t.image_id == _i.id)
-        .where(_t.project_id.in_(line), _t.name == name, _t.tag == tag, _visible(line))
-    )
-    rows = list(connection.execute(statement))
+    asked = {"p_line": line, "p_project": project_id, "p_above": line[1:], "p_name": name, "p_tag": tag}
+    rows = list(connection.execute(_TAGGED, asked))
     if not rows:
         return None
     row = min(rows, key=lambda each: line.index(each.tagged_by))

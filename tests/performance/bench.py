@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import aiohttp
 
@@ -419,6 +419,18 @@ BOUND_SECONDS = float(os.environ.get("SANDLOT_BENCH_BOUND", "900"))
 """What hangs must not keep the others from being measured."""
 
 
+def said(error: BaseException) -> str:
+    """Say what failed, without the groups around it and with what lies beneath it."""
+    while isinstance(error, BaseExceptionGroup):
+        error = cast("BaseExceptionGroup[BaseException]", error).exceptions[0]
+    words = f"{type(error).__name__}: {error}"
+    cause = error.__cause__
+    while cause is not None:
+        words += f" (from {type(cause).__name__}: {cause})"
+        cause = cause.__cause__
+    return words[:500]
+
+
 async def _bench(names: list[str]) -> tuple[list[Row], dict[str, str]]:
     """Return the rows, and why a benchmark has none."""
     rows: list[Row] = []
@@ -430,7 +442,7 @@ async def _bench(names: list[str]) -> tuple[list[Row], dict[str, str]]:
                     async with asyncio.timeout(BOUND_SECONDS):
                         measured = await BENCHMARKS[name](platform, raw)
                 except Exception as error:  # noqa: BLE001 - said on the page, and the exit code
-                    failed[name] = f"{type(error).__name__}: {error}"[:200]
+                    failed[name] = said(error)
                     print(f"{name}: {failed[name]}", flush=True)
                     continue
                 for row in measured:
