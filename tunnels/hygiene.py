@@ -6,12 +6,12 @@ may say.
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
 from urllib.parse import unquote_plus
 
-from tunnels.routing import PARAMETER, TOKEN_HEADER, Visit
+from tunnels.routing import BEARER_PREFIX, PARAMETER, TOKEN_HEADER, Visit
 from tunnels.tokens import AUDIENCE, canonical, decode, encode, looks_like_token
 from tunnels.ways import MOST_TOKENS
 
@@ -64,7 +64,7 @@ def credentials_of(headers: Pairs, target: str) -> Credentials:
     found += given
     for name, value in headers:
         if name.lower() == "cookie":
-            found += [part.strip().partition("=")[2] for part in value.split(";") if _is_ours(part.strip())]
+            found += [part.strip().partition("=")[2] for part in value.split(";") if _is_our_cookie(part)]
     tokens = list(dict.fromkeys(token for token in found if token and len(token) <= 4096))[:MOST_TOKENS]
     return Credentials(tokens, given[0] if given else None)
 
@@ -80,6 +80,11 @@ def _is_ours(part: str) -> bool:
     return unquote_plus(part.partition("=")[0]) == PARAMETER
 
 
+def _is_our_cookie(part: str) -> bool:
+    """Tell whether a browser takes a cookie for ours: it strips names, and sends what has none as it is."""
+    return part.lstrip(" \t=").partition("=")[0].strip() == PARAMETER
+
+
 def inward(
     headers: Pairs, visit: Visit, *, client: str, scheme: str, host: str, identity: dict[str, Any] | None
 ) -> list[tuple[str, str]]:
@@ -90,8 +95,8 @@ def inward(
         plain = name.lower().replace("_", "-")
         if plain in dropped or plain.startswith(_OURS) or _is_credential(plain, value):
             continue
-        passed = _without_our_cookie(value) if plain == "cookie" else value
-        if passed or plain != "cookie":
+        passed = _without(_WITHIN[plain], value) if plain in _WITHIN else value
+        if passed or plain not in _WITHIN:
             kept.append((name, passed))
     kept += [
         ("X-Forwarded-For", client),
@@ -107,8 +112,18 @@ def inward(
     return kept
 
 
-def _without_our_cookie(value: str) -> str:
-    return "; ".join(part.strip() for part in value.split(";") if not _is_ours(part.strip()))
+def _without(rule: tuple[str, Callable[[str], bool]], value: str) -> str:
+    """Return a list without its parts that are ours."""
+    mark, is_ours = rule
+    return f"{mark} ".join(part.strip() for part in value.split(mark) if not is_ours(part))
+
+
+def _is_bearer(offered: str) -> bool:
+    return offered.strip().startswith(BEARER_PREFIX)
+
+
+_WITHIN: Final = {"cookie": (";", _is_our_cookie), "sec-websocket-protocol": (",", _is_bearer)}
+"""Headers that may hold a credential of the platform beside what is the app's own."""
 
 
 def _named_in_connection(headers: Pairs) -> frozenset[str]:
@@ -158,7 +173,7 @@ def outward(headers: Iterable[tuple[str, str]], visit: Visit) -> list[tuple[str,
             continue
         if plain != "set-cookie":
             kept.append((name, value))
-        elif not _is_ours(value.strip()):
+        elif not _is_our_cookie(value):
             kept.append((name, own_cookie(value)))
     return kept
 

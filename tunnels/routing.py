@@ -14,6 +14,8 @@ PORT_HEADER: Final = "Sandlot-Sandbox-Port"
 PARAMETER: Final = "sandlot_token"
 """Of a query or a cookie."""
 TOKEN_HEADER: Final = "Sandlot-Token"  # noqa: S105 - the name of a header
+BEARER_PREFIX: Final = "sandlot.bearer."
+"""Of a subprotocol that a browser offers to hand in a credential."""
 GUEST_PORT: Final = 49979
 """The agent's own port in every sandbox: nothing leads there."""
 
@@ -90,7 +92,9 @@ class Names:
         """Return the sandbox and port that a name below the domain stands for."""
         label = self._label_of(server_name)
         found = None if label is None else _LABEL.fullmatch(label)
-        return None if found is None else (found[2], int(found[1]))
+        if found is None or int(found[1]) > _LAST_PORT or int(found[1]) == GUEST_PORT:
+            return None
+        return found[2], int(found[1])
 
     def _label_of(self, host: str) -> str | None:
         """Return what precedes the domain in a name; None for a name that is not below it."""

@@ -1,11 +1,13 @@
 """Derives what the client shares with the other side.
 
-From the API's document what each object holds (`sandlot/document.py`) and each call takes (`operations.py`); from the
-node's own code how patterns over paths are read (`_globs.py`), because what it ignores must not be sent.
+From the API's document what each object holds (`sandlot/document/`, a module for each area of calls) and each call
+takes (`operations.py`); from the node's own code how patterns over paths are read (`_globs.py`), because what it
+ignores must not be sent.
 `python generate.py` writes them; `python generate.py --check` says whether they are up to date and changes nothing.
 """
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,10 +23,11 @@ TYPES_HEADER = '''"""What the objects of the API hold. Derived by generate.py: c
 Every field may be absent: an older server does not have it. Enumerations are text: a newer server has more values.
 """
 
-from typing import Any, TypedDict
-
 
 '''
+AREA_HEADER = '"""What the calls of {area} take and answer. Derived by generate.py: change the API instead."""\n\n'
+SHARED = "shared"
+"""The module of what the calls of more than one area speak of, or none yet."""
 CALLS_HEADER = '''"""The calls of the API by name. Derived by generate.py: change the API instead."""
 
 from typing import Final, NamedTuple
@@ -48,12 +51,48 @@ SCALARS = {"string": "str", "integer": "int", "number": "float", "boolean": "boo
 def render(document: dict[str, Any]) -> dict[str, str]:
     """Return the modules, formatted as the linter wants them."""
     schemas: dict[str, Any] = document["components"]["schemas"]
-    classes = [_class(name, schemas[name], schemas) for name in _in_order(schemas) if "properties" in schemas[name]]
     return {
-        "document.py": _format(TYPES_HEADER + "\n\n".join(classes)),
+        **{f"document/{name}.py": _format(text) for name, text in _areas(document, schemas).items()},
         "operations.py": _format(CALLS_HEADER + _table(document, schemas)),
         "_globs.py": "# Derived by generate.py: change sandboxd/builds/globs.py instead.\n" + GLOBS.read_text(),
     }
+
+
+def _areas(document: dict[str, Any], schemas: dict[str, Any]) -> dict[str, str]:
+    """Return what objects hold as modules. What a shared one speaks of is shared too, so there are no cycles."""
+    tags: dict[str, set[str]] = {name: set() for name in schemas}
+
+    def reach(name: str, tag: str) -> None:
+        if name in tags and tag not in tags[name]:
+            tags[name].add(tag)
+            for other in _named(schemas[name]):
+                reach(other, tag)
+
+    for call in (call for methods in document["paths"].values() for call in methods.values()):
+        for name in _named(call):
+            reach(name, call["tags"][0])
+    held: dict[str, list[str]] = {}
+    for name in _in_order(schemas):
+        if "properties" in schemas[name]:
+            held.setdefault(min(tags[name]) if len(tags[name]) == 1 else SHARED, []).append(name)
+    modules = {area: _module(area, names, held[SHARED], schemas) for area, names in held.items()}
+    imports = [
+        f"from sandlot.document.{area} import {', '.join(sorted(names, key=str.lower))}"
+        for area, names in sorted(held.items())
+    ]
+    everything = sorted(name for names in held.values() for name in names)
+    return modules | {"__init__": "\n".join([TYPES_HEADER, *imports, f"__all__ = {everything!r}"])}
+
+
+def _module(area: str, names: list[str], shared: list[str], schemas: dict[str, Any]) -> str:
+    text = "\n\n".join(_class(name, schemas[name], schemas) for name in names)
+    words = set(re.findall(r"\w+", text))
+    typing = sorted(words & {"Any", "TypedDict"})
+    others = [] if area == SHARED else sorted(words & set(shared))
+    lines = [f"from typing import {', '.join(typing)}\n"]
+    lines += [f"from sandlot.document.{SHARED} import {', '.join(others)}\n"] if others else []
+    spoken_of = area if area != SHARED else "more than one area"
+    return "\n".join([AREA_HEADER.format(area=spoken_of), *lines, "", text])
 
 
 def _format(text: str) -> str:
@@ -128,13 +167,17 @@ def _table(document: dict[str, Any], schemas: dict[str, Any]) -> str:
 
 def main(arguments: list[str]) -> int:
     files = render(json.loads(DOCUMENT.read_text()))
+    stray = [name for path in (TARGET / "document").glob("*.py") if (name := f"document/{path.name}") not in files]
     if arguments == ["--check"]:
-        stale = [
+        stale = stray + [
             name for name, text in files.items() if not (TARGET / name).exists() or (TARGET / name).read_text() != text
         ]
         if stale:
             sys.stderr.write(f"not up to date: {', '.join(stale)}; run {Path(__file__).name}\n")
         return 1 if stale else 0
+    (TARGET / "document").mkdir(exist_ok=True)
+    for name in stray:
+        (TARGET / name).unlink()
     for name, text in files.items():
         (TARGET / name).write_text(text)
     return 0

@@ -15,6 +15,8 @@ from infra.config import LauncherConfig
 from infra.launcher import account, certificates
 from infra.launcher.certificates import Issued, issue
 from tunnels.certificates import Certificate
+from tunnels.gateway import passage
+from tunnels.hello import HelloError
 
 
 @pytest.fixture
@@ -142,7 +144,7 @@ async def test_tls_is_passed_on_by_its_name(passing: GatewayStand) -> None:
     writer.transport.abort()
 
 
-@pytest.mark.parametrize("name", [f"8444-{ONE}.localhost", "other.example.com", "localhost"])
+@pytest.mark.parametrize("name", [f"8444-{ONE}.localhost", f"99999-{ONE}.localhost", "other.example.com", "localhost"])
 async def test_a_name_that_nobody_has_is_told_so(passing: GatewayStand, name: str) -> None:
     passing.open(port=8443, kind="tls")
     port = await _tls_port(passing)
@@ -159,3 +161,29 @@ async def test_what_is_no_tls_is_not_passed_on(passing: GatewayStand) -> None:
         assert (await reader.read())[:1] == b"\x15"
     writer.close()
     assert passing.guest().dials == 0
+
+
+async def test_a_hello_of_crumbs_is_not_read_again_and_again(
+    passing: GatewayStand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What comes byte by byte would have to be looked through as often."""
+    looked: list[int] = []
+
+    def nothing(data: bytes) -> None:
+        looked.append(len(data))
+
+    monkeypatch.setattr(passage, "server_name", nothing)
+    reader = asyncio.StreamReader()
+
+    async def feed() -> None:
+        for _ in range(1000):
+            reader.feed_data(b"x")
+            while reader._buffer:  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType] # noqa: ASYNC110
+                await asyncio.sleep(0)
+        reader.feed_eof()
+
+    task = asyncio.ensure_future(feed())
+    with pytest.raises(HelloError):
+        await passage._hello(reader)
+    task.cancel()
+    assert len(looked) < 100

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import io
 import json
+import socket
 from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,20 @@ async def test_a_token_in_the_address_becomes_a_cookie(stand: GatewayStand) -> N
     assert f"; Path=/s/{ONE}/{PORT}/;" in headers["Set-Cookie"]
     unbound = await stand.get(f"/?sandlot_token={stand.token()}")
     assert (unbound[0], unbound[2]["reason"]) == (401, "missing")
+
+
+async def test_behind_a_balancer_with_tls_nothing_leads_back_to_http(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    async with gateway_stand(tmp_path, gateway_url="https://gw.example.com", gateway_port=port) as stand:
+        stand.url = f"http://127.0.0.1:{port}"
+        stand.open(visibility="token")
+        token = stand.token(port=PORT)
+        _, headers, _ = await stand.get(f"/x?sandlot_token={token}")
+        assert headers["Location"] == f"https://{stand.host()}/x"
+        assert headers["Set-Cookie"].endswith("; Secure")
+        _, _, row = await stand.get("/x", headers={"Sandlot-Token": token})
+        assert _headers(row)["x-forwarded-proto"] == "https"
 
 
 async def test_another_sandboxs_cookie_opens_nothing(stand: GatewayStand) -> None:

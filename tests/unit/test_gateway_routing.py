@@ -6,8 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sandboxd.contract.sockets import BEARER_PREFIX
 from sandboxd.contract.tunnels import GUEST_PORT
 from tunnels import hygiene, routing
+from tunnels.gateway.connections import Limits
 from tunnels.routing import DataCall, Names, RoutingError, Visit
 
 ID = "sbx" + "a" * 20
@@ -52,7 +54,7 @@ def test_whatever_is_asked_is_answered(target: str, host: str) -> None:
 
 
 def test_the_guests_port_is_named_by_no_form() -> None:
-    assert routing.GUEST_PORT == GUEST_PORT
+    assert (routing.GUEST_PORT, routing.BEARER_PREFIX) == (GUEST_PORT, BEARER_PREFIX)
     for target, host, ids, ports in (
         ("/", f"{GUEST_PORT}-{ID}.boxes.example.com", [], []),
         (f"/s/{ID}/{GUEST_PORT}/", "any", [], []),
@@ -115,3 +117,50 @@ def test_a_target_loses_our_parameter_and_nothing_else(target: str) -> None:
         assert plain in {target, target.removesuffix("?")}
     assert hygiene.without_token("/a?x=1&sandlot_token=t&y=%20") == "/a?x=1&y=%20"
     assert hygiene.without_token("/a?sandlot%5Ftoken=t") == "/a"
+
+
+@pytest.mark.parametrize("cookie", ["sandlot_token=x", "sandlot_token =x", "\tsandlot_token\t=x", "=sandlot_token=x"])
+def test_no_sandbox_sets_the_cookie_of_a_token_however_a_browser_reads_it(cookie: str) -> None:
+    """Browsers strip what surrounds a name, and send back a cookie that has none as it is."""
+    for form in ("host", "path"):
+        visit = Visit(ID, 80, form, "/")
+        assert hygiene.outward([("Set-Cookie", f"{cookie}; Path=/"), ("Set-Cookie", "a=1")], visit) == [
+            ("Set-Cookie", "a=1")
+        ]
+    sent = hygiene.inward(
+        [("Cookie", f"a=1; {cookie}")], Visit(ID, 80, "host", "/"), client="c", scheme="http", host="h", identity=None
+    )
+    assert ("Cookie", "a=1") in sent
+
+
+def test_a_credential_that_is_offered_as_a_subprotocol_goes_nowhere() -> None:
+    offered = [("Sec-WebSocket-Protocol", "chat, sandlot.bearer.eyJ.a.b,v2")]
+    visit = Visit(ID, 80, "host", "/")
+    sent = hygiene.inward(offered, visit, client="c", scheme="http", host="h", identity=None)
+    assert ("Sec-WebSocket-Protocol", "chat, v2") in sent
+    alone = hygiene.inward(
+        [("Sec-WebSocket-Protocol", "sandlot.bearer.k")], visit, client="c", scheme="http", host="h", identity=None
+    )
+    assert not any(name == "Sec-WebSocket-Protocol" for name, _ in alone)
+
+
+@pytest.mark.parametrize("name", [f"65536-{ID}", f"99999-{ID}", f"{GUEST_PORT}-{ID}"])
+def test_a_server_name_stands_for_ports_that_a_tunnel_can_lead_to(name: str) -> None:
+    assert NAMES.sandbox_of_name(f"{name}.boxes.example.com") is None
+    assert NAMES.sandbox_of_name(f"443-{ID}.boxes.example.com") == (ID, 443)
+
+
+def test_a_network_of_version_6_counts_as_one_client() -> None:
+    """One host has 2^64 addresses there."""
+    limits = Limits(most=100, most_of_one=2)
+    assert limits.enter("2001:db8:1:2::1")
+    assert limits.enter("2001:db8:1:2:ffff:ffff:ffff:ffff")
+    assert not limits.enter("2001:db8:1:2::3")
+    assert limits.enter("2001:db8:1:3::1")
+    assert limits.enter("::ffff:192.0.2.1")
+    assert limits.enter("192.0.2.1")
+    assert not limits.enter("192.0.2.1")
+    limits.leave("2001:db8:1:2::1")
+    assert limits.enter("2001:db8:1:2::3")
+    assert limits.enter("fe80::1%eth0")
+    assert limits.enter("unknown")

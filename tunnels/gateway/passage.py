@@ -13,6 +13,8 @@ from tunnels.ways import StreamRequest
 
 BUFFER_BYTES: Final = 131_072
 _HELLO_SECONDS: Final = 5.0
+_MOST_PIECES: Final = 64
+"""Of a ClientHello: what has come is read anew with each."""
 _NOBODY: Final = bytes((21, 3, 3, 0, 2, 2, 112))
 """The alert `unrecognized_name`, fatal."""
 
@@ -67,7 +69,7 @@ class Passage:
 async def _hello(reader: asyncio.StreamReader) -> tuple[str, bytes]:
     """Read until the name is known; returns all that was read too. HelloError."""
     data = b""
-    while len(data) <= MOST_BYTES:
+    for _ in range(_MOST_PIECES):
         piece = await reader.read(MOST_BYTES)
         if not piece:
             break
@@ -75,7 +77,7 @@ async def _hello(reader: asyncio.StreamReader) -> tuple[str, bytes]:
         name = server_name(data)
         if name is not None:
             return name, data
-    raise HelloError("it ended before its name")
+    raise HelloError("it ended before its name, or came in crumbs")
 
 
 @dataclass(frozen=True, slots=True)

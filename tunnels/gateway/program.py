@@ -7,6 +7,7 @@ import socket
 import sys
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
+from urllib.parse import urlsplit
 
 import structlog
 import uvloop
@@ -23,6 +24,8 @@ _log = structlog.get_logger()
 _BACKLOG = 2048
 _PR_SET_DUMPABLE = 4
 _HELLO_SECONDS = 5.0
+_HANDSHAKE_SECONDS = 10.0
+"""Until it is done a connection counts as nobody's."""
 _DRAIN_SECONDS = 2.0
 
 
@@ -38,10 +41,14 @@ async def serving(config: GatewayConfig) -> AsyncGenerator[str]:
         stack.push_async_callback(node.close)
         names = Names(config.gateway_domain, by_path=config.by_path)
         limits = Limits(most=config.gateway_connections, most_of_one=config.gateway_connections_per_address)
-        server = Server(Handler(names, node, scheme), limits)
+        # Clients may come by TLS that ends in front of us.
+        server = Server(Handler(names, node, urlsplit(url).scheme), limits)
         loop = asyncio.get_running_loop()
         context = None if certificate is None else certificate.context
-        accepting = await loop.create_server(server, sock=listener, backlog=_BACKLOG, ssl=context)
+        patience = None if context is None else _HANDSHAKE_SECONDS
+        accepting = await loop.create_server(
+            server, sock=listener, backlog=_BACKLOG, ssl=context, ssl_handshake_timeout=patience
+        )
         passing = await _passing_tls(config, node, names, limits)
         hello: dict[str, object] = {
             "url": url,
