@@ -1,7 +1,7 @@
 """`python -m infra.setup [runsc] [guest] [image]`: carry out these steps, or all of them.
 
-`python -m infra.setup test-tools test-s3 test-ffmpeg` fetches what only tests need, `test-jupyter test-browser` what
-only acceptance tests do.
+`python -m infra.setup test-tools test-s3 test-ffmpeg-small` fetches what only tests need, `test-ffmpeg
+test-jupyter test-browser` what only acceptance tests do.
 
 `python -m infra.setup go|gofmt ARGUMENTS...` runs the Go tool set-up would use, in the guest's sources.
 """
@@ -27,6 +27,7 @@ STEPS: Final[dict[str, Callable[[Progress, Path], str]]] = {
 FOR_TESTS: Final[dict[str, Callable[[Progress, Path], str]]] = {
     "test-tools": tools_for_tests.provide,
     "test-s3": s3_for_tests.provide,
+    "test-ffmpeg-small": wheels.provide_ffmpeg_small,
     "test-ffmpeg": wheels.provide_ffmpeg,
     "test-jupyter": wheels.provide_jupyter,
     "test-browser": browser_for_tests.provide,

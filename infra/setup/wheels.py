@@ -16,6 +16,7 @@ from infra.setup.progress import Progress, SetupError
 
 JUPYTER: Final = "jupyter"
 FFMPEG: Final = "ffmpeg"
+FFMPEG_SMALL: Final = "ffmpeg-small"
 _PYTHON: Final = "3.11"
 """Of the image `base`, whatever this machine's is."""
 _GLIBC: Final = ("manylinux_2_28", "manylinux_2_17", "manylinux2014")
@@ -23,12 +24,12 @@ _GLIBC: Final = ("manylinux_2_28", "manylinux_2_17", "manylinux2014")
 
 def provide_ffmpeg(progress: Progress, cache: Path) -> str:
     """Return the path of a static ffmpeg; its wheel, for an image, lies in the directory of `wheels_of(FFMPEG)`."""
-    with progress.step("ffmpeg"):
-        home = _fetch(progress, cache, FFMPEG, "fetching ffmpeg (30 MiB, once)")
-        target = home / "bin" / "ffmpeg"
-        if not target.exists():
-            _take_out(home, target)
-        return str(target)
+    return _provide_ffmpeg(progress, cache, FFMPEG, "fetching ffmpeg (70 MiB, once)")
+
+
+def provide_ffmpeg_small(progress: Progress, cache: Path) -> str:
+    """Return the path of one that does for RTP."""
+    return _provide_ffmpeg(progress, cache, FFMPEG_SMALL, "fetching a small ffmpeg (30 MiB, once)")
 
 
 def provide_jupyter(progress: Progress, cache: Path) -> str:
@@ -43,8 +44,9 @@ def wheels_of(cache: Path, name: str) -> Path:
     return cache / "test-tools" / f"wheels-{name}-{digest.hexdigest()[:16]}"
 
 
-def ffmpeg_path(cache: Path) -> Path:
-    return wheels_of(cache, FFMPEG) / "bin" / "ffmpeg"
+def ffmpeg_of(wheels: Path) -> Path:
+    """Return where the program stands beside its wheel."""
+    return wheels / "bin" / "ffmpeg"
 
 
 def _lock(name: str) -> Path:
@@ -79,6 +81,15 @@ def _fetch(progress: Progress, cache: Path, name: str, doing: str) -> Path:
         )
         fetched.rename(home)
     return home
+
+
+def _provide_ffmpeg(progress: Progress, cache: Path, name: str, doing: str) -> str:
+    with progress.step(name):
+        home = _fetch(progress, cache, name, doing)
+        target = ffmpeg_of(home)
+        if not target.exists():
+            _take_out(home, target)
+        return str(target)
 
 
 def _take_out(home: Path, target: Path) -> None:
