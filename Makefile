@@ -41,8 +41,13 @@ guest: environment ## Build the guest agent
 test: setup test-tools check go-test pytest ## Set up, check and run every test
 
 .PHONY: test-tools
-test-tools: environment ## Fetch what only tests need: a registry and skopeo from Debian's packages, an S3 server
-	@$(BIN)/python -m infra.setup test-tools test-s3
+test-tools: environment ## Fetch what only tests need: a registry and skopeo from Debian's packages, an S3 server, ffmpeg
+	@$(BIN)/python -m infra.setup test-tools test-s3 test-ffmpeg-small
+
+.PHONY: acceptance
+acceptance: setup ## Run whole scenarios with a real browser and real encoders (fetches 300 MiB, once)
+	@$(BIN)/python -m infra.setup test-ffmpeg test-jupyter test-browser
+	@SANDLOT_LEAK_CHECK=1 $(BIN)/pytest tests/acceptance $(PYTEST_ARGS)
 
 .PHONY: pytest
 pytest: environment ## Run the Python tests (PYTEST_ARGS="tests/unit -k ...")
@@ -89,6 +94,9 @@ lock: environment ## Bring requirements.lock in step with pyproject.toml (UPGRAD
 	@$(CACHE)/uv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-annotate --no-header $(UPGRADE) \
 		infra/locks/inspect.in --output-file infra/locks/inspect.txt
+	@for name in ffmpeg ffmpeg-small jupyter; do $(CACHE)/uv/bin/uv pip compile --quiet --python-version 3.11 --python-platform linux \
+		--generate-hashes --only-binary :all: --no-emit-index-url --no-annotate --no-header $(UPGRADE) \
+		infra/locks/$$name.in --output-file infra/locks/$$name.txt; done
 
 .PHONY: clean
 clean: ## Remove what the tools left in this directory; the cache stays

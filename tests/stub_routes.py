@@ -6,7 +6,7 @@ from typing import Any
 from stub_files import file_route
 from stub_process import StubProcess
 from stub_state import StubApi
-from stub_tunnels import tunnel_route
+from stub_tunnels import token_of, tunnel_route
 from stub_wire import NOW, Answer, Request, problem
 
 
@@ -85,7 +85,7 @@ def _sandbox_route(  # noqa: C901, PLR0911, PLR0912 - a table
         case ["POST", "tokens"]:
             if not api.tokens:
                 return 403, problem(403, "scope_required", required_scope="tunnels:write")
-            return 201, {"token": api.tokens.pop(0), "expires_at": "2999-01-01T00:00:00Z", "scopes": []}
+            return 201, token_of(request.json, api.tokens.pop(0))
         case [_, "tunnels", *tail]:
             return tunnel_route(request, sandbox, tail)
         case _:

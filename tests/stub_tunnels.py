@@ -45,6 +45,7 @@ def _open(asked: dict[str, Any], sandbox: dict[str, Any], tunnels: list[dict[str
             "host": HOST if raw else None,
             "public_port": 20_000 + len(tunnels) if raw else None,
             "url": None if raw else "http://stub.test/s",
+            "path_url": None if raw else f"http://stub.test/s/{sandbox['id']}/{asked['port']}/",
             "in_bytes": 1024 if raw else None,
             "out_bytes": 2048 if raw else None,
             "created_at": NOW,
@@ -52,3 +53,10 @@ def _open(asked: dict[str, Any], sandbox: dict[str, Any], tunnels: list[dict[str
         }
     )
     return 201, tunnels[-1]
+
+
+def token_of(asked: dict[str, Any], token: str) -> dict[str, Any]:
+    """Answer the making of a token."""
+    port = asked.get("port")
+    url = None if port is None else f"http://{port}-box.stub.test/?sandlot_token={token}"
+    return {"token": token, "expires_at": "2999-01-01T00:00:00Z", "scopes": [], "url": url}

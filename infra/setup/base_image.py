@@ -9,7 +9,7 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -97,7 +97,9 @@ def _build(progress: Progress, home: Path, image: Path, config: Path) -> None:
         root = Path(scratch) / "root"
         fresh = Path(scratch) / "image"
         progress.command(
-            _mmdebstrap(root, _host_sources()),
+            debootstrap(
+                root, (RECIPE / "packages.txt").read_text().split(), f"--customize-hook={RECIPE / 'customize.sh'}"
+            ),
             env={"TMPDIR": scratch},
             doing="installing Debian 12 into a directory (a minute or two, once)",
             fix="the log ends with apt's reason; check that the Debian mirror can be reached, then run again",
@@ -118,8 +120,8 @@ def _build(progress: Progress, home: Path, image: Path, config: Path) -> None:
         shutil.rmtree(root)
 
 
-def _mmdebstrap(root: Path, sources: list[str]) -> list[str]:
-    packages = (RECIPE / "packages.txt").read_text().split()
+def debootstrap(root: Path, packages: Sequence[str], *options: str) -> list[str]:
+    """Return the command that installs Debian with some packages into a directory, from where this machine gets its."""
     dropped = [f"--dpkgopt=path-exclude={pattern}" for pattern in _DROPPED]
     kept = [f"--dpkgopt=path-include={pattern}" for pattern in _KEPT]
     return [
@@ -132,10 +134,10 @@ def _mmdebstrap(root: Path, sources: list[str]) -> list[str]:
         "--aptopt=APT::Install-Recommends false",
         *dropped,
         *kept,
-        f"--customize-hook={RECIPE / 'customize.sh'}",
+        *options,
         SUITE,
         str(root),
-        *sources,
+        *_host_sources(),
     ]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from cli_kit import sandlot
-from sandlot import Client, NotFoundError, RetryPolicy, Sandbox
+from sandlot import Client, ConfigurationError, NotFoundError, RetryPolicy, Sandbox
 from stub_api import Fault, StubApi, running
 
 
@@ -43,6 +43,36 @@ def test_a_lost_answer_to_a_close_is_asked_again_and_is_a_success(api: StubApi) 
         box.tunnels.close(ssh.id)
         with pytest.raises(NotFoundError):
             box.tunnels.close(ssh.id)
+
+
+def test_a_link_opens_a_port_to_whoever_has_it(api: StubApi) -> None:
+    name = api.add_sandbox(name="box")["id"]
+    api.tokens = ["t1", "t2", "t3", "t4"]
+    with Client(api.url, api.key, retries=RetryPolicy(attempts=3, first_seconds=0)) as client:
+        box = Sandbox.get(name, client=client)
+        web = box.tunnels.open(8000, "http")
+        assert box.tunnels.link(web).url == "http://8000-box.stub.test/?sandlot_token=t1"
+        assert box.tunnels.link(web, "/a?b=c", expires_in_seconds=60, identity={"user": "ada"}).url == (
+            "http://8000-box.stub.test/a?b=c&sandlot_token=t2"
+        )
+        by_path = box.tunnels.link(web, "x", by_path=True)
+        assert by_path.url == f"http://stub.test/s/{name}/8000/x?sandlot_token=t3"
+        assert "t3" not in repr(by_path)
+        ssh = box.tunnels.open(22)
+        with pytest.raises(ConfigurationError):
+            box.tunnels.link(ssh, by_path=True)
+    assert api.violations == []
+
+
+def test_the_command_for_a_link_opens_what_is_missing(api: StubApi) -> None:
+    api.add_sandbox(name="box")
+    api.tokens = ["t1", "t2"]
+    assert sandlot(api, "tunnel", "link", "box", "8000").stdout == b"http://8000-box.stub.test/?sandlot_token=t1\n"
+    again = json.loads(sandlot(api, "tunnel", "link", "box", "8000", "/lab", "--seconds", "60", "--json").stdout)
+    assert again["url"] == "http://8000-box.stub.test/lab?sandlot_token=t2"
+    assert again["expires_at"].startswith("2999-01-01")
+    assert len(json.loads(sandlot(api, "tunnel", "ls", "box", "--json").stdout)) == 1
+    assert api.violations == []
 
 
 def test_the_commands(api: StubApi) -> None:

@@ -98,6 +98,8 @@ class Tunnel:
     host: str | None
     public_port: int | None
     url: str | None
+    path_url: str | None
+    """Of an http tunnel, without a name of its own: for programs that resolve no names below `localhost`."""
     in_bytes: int | None
     out_bytes: int | None
     created_at: datetime | None
@@ -119,6 +121,7 @@ class Tunnel:
             host=text(raw, "host"),
             public_port=integer(raw, "public_port"),
             url=text(raw, "url"),
+            path_url=text(raw, "path_url"),
             in_bytes=integer(raw, "in_bytes"),
             out_bytes=integer(raw, "out_bytes"),
             created_at=parse_time(raw.get("created_at")),
@@ -131,6 +134,16 @@ class Tunnel:
         if self.host is not None and self.public_port is not None:
             return f"{self.host}:{self.public_port}"
         return self.url
+
+
+@dataclass(frozen=True)
+class Link:
+    """An address that opens a port of a sandbox to whoever has it, for a while: the token is in it."""
+
+    url: str = field(repr=False)
+    token: str = field(repr=False)
+    """The same, for the header `Sandlot-Token`."""
+    expires_at: datetime | None
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,15 @@
 """Tunnels: ways from outside to a port of a sandbox."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sandlot._async.client import AsyncClient
 from sandlot._commands import segment
 from sandlot._requests import Request
-from sandlot.descriptions import Tunnel
+from sandlot.descriptions import Link, Tunnel
+from sandlot.errors import ConfigurationError
 from sandlot.ids import new_idempotency_key
-from sandlot.models import as_object, as_objects
+from sandlot.models import as_object, as_objects, parse_time, required, text
 
 _SILENCE_SECONDS = 60.0
 """Opening waits for a sandbox that is still starting."""
@@ -20,6 +21,7 @@ class AsyncTunnels:
     def __init__(self, client: AsyncClient, path: str) -> None:
         self._client = client
         self._path = f"{path}/tunnels"
+        self._tokens = f"{path}/tokens"
 
     async def open(
         self,
@@ -73,6 +75,40 @@ class AsyncTunnels:
     async def close(self, tunnel_id: str) -> None:
         """Close one: its connections are dead when this returns. NotFoundError if there is none."""
         await self._client.call(Request("DELETE", self._one(tunnel_id), absence_is_success=True))
+
+    async def link(
+        self,
+        tunnel: Tunnel,
+        path: str = "/",
+        *,
+        port: int | None = None,
+        by_path: bool = False,
+        expires_in_seconds: int | None = None,
+        identity: Mapping[str, Any] | None = None,
+    ) -> Link:
+        """Make an address that opens an http tunnel in a browser or a player, to hand out: it works for a while.
+
+        `path` is the server's own. `by_path` gives the form without a name of its own. `port` says which one of a
+        tunnel to all of them. What `identity` says reaches the server in `X-Sandlot-Identity`. ConfigurationError where
+        there is no such address.
+        """
+        body: dict[str, Any] = {"scopes": ["tunnels:read"], "port": tunnel.port if port is None else port}
+        if expires_in_seconds is not None:
+            body["expires_in_seconds"] = expires_in_seconds
+        if identity is not None:
+            body["identity"] = dict(identity)
+        request = Request("POST", self._tokens, body=body, idempotency_key=new_idempotency_key())
+        answer = as_object(await self._client.call(request))
+        base = tunnel.path_url if by_path else (text(answer, "url") or "").partition("?")[0]
+        if not base:
+            raise ConfigurationError("the tunnel has no such address", hint="Is it an http tunnel, and the gateway up?")
+        token = required(answer, "token")
+        mark = "&" if "?" in path else "?"
+        return Link(
+            url=f"{base}{path.lstrip('/')}{mark}sandlot_token={token}",
+            token=token,
+            expires_at=parse_time(answer.get("expires_at")),
+        )
 
     def _one(self, tunnel_id: str) -> str:
         return f"{self._path}/{segment(tunnel_id)}"

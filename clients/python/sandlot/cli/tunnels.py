@@ -42,6 +42,30 @@ def open_(
     do(work, as_json=as_json)
 
 
+@app.command("link")
+def link(
+    sandbox: options.Sandbox,
+    port: Annotated[str, typer.Argument(metavar="PORT", help="Inside.")],
+    path: Annotated[str, typer.Argument(help="What to open there.")] = "/",
+    *,
+    seconds: Annotated[int | None, typer.Option("--seconds", help="How long it works; 900 unless given.")] = None,
+    by_path: Annotated[bool, typer.Option("--by-path", help="Without a name of its own, below /s/.")] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Print an address that opens a web server inside to whoever has it; makes an http tunnel if there is none."""
+    number = _number(port)
+
+    async def work(client: AsyncClient) -> None:
+        box = await AsyncSandbox.connect(sandbox, client=client)
+        of_port = {tunnel.port: tunnel for tunnel in await box.tunnels.list() if tunnel.kind == "http"}
+        tunnel = of_port.get(number) or of_port.get(None) or await box.tunnels.open(number, "http")
+        made = await box.tunnels.link(tunnel, path, port=number, by_path=by_path, expires_in_seconds=seconds)
+        told = {"url": made.url, "token": made.token, "expires_at": show.plain(made)["expires_at"]}
+        show.print_json(told) if as_json else show.print_line(made.url)
+
+    do(work, as_json=as_json)
+
+
 @app.command("ls")
 def list_(sandbox: options.Sandbox, *, as_json: options.Json = False) -> None:
     """List the tunnels of a sandbox."""
