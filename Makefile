@@ -44,6 +44,11 @@ test: setup test-tools check go-test pytest ## Set up, check and run every test
 test-tools: environment ## Fetch what only tests need: a registry and skopeo from Debian's packages, an S3 server
 	@$(BIN)/python -m infra.setup test-tools test-s3
 
+.PHONY: acceptance
+acceptance: setup test-tools ## Run whole scenarios with real images (fetches 600 MiB, once)
+	@$(BIN)/python -m infra.setup test-images
+	@SANDLOT_LEAK_CHECK=1 $(BIN)/pytest tests/acceptance $(PYTEST_ARGS)
+
 .PHONY: pytest
 pytest: environment ## Run the Python tests (PYTEST_ARGS="tests/unit -k ...")
 	@SANDLOT_LEAK_CHECK=1 $(BIN)/pytest $(PYTEST_ARGS)

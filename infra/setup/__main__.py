@@ -1,6 +1,7 @@
 """`python -m infra.setup [runsc] [guest] [image]`: carry out these steps, or all of them.
 
-`python -m infra.setup test-tools test-s3` fetches what only tests need.
+`python -m infra.setup test-tools test-s3` fetches what only tests need, `test-images` what only acceptance
+tests do.
 
 `python -m infra.setup go|gofmt ARGUMENTS...` runs the Go tool set-up would use, in the guest's sources.
 """
@@ -13,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from infra.setup import base_image, guest, runsc, s3_for_tests, tools_for_tests
+from infra.setup import base_image, guest, images_for_tests, runsc, s3_for_tests, tools_for_tests
 from infra.setup.places import cache_dir
 from infra.setup.progress import Progress, SetupError, fail, output_of
 from infra.setup.toolchain import GO_ENV, find_go
@@ -26,6 +27,7 @@ STEPS: Final[dict[str, Callable[[Progress, Path], str]]] = {
 FOR_TESTS: Final[dict[str, Callable[[Progress, Path], str]]] = {
     "test-tools": tools_for_tests.provide,
     "test-s3": s3_for_tests.provide,
+    "test-images": images_for_tests.provide,
 }
 
 

@@ -27,7 +27,7 @@ CONFIG: Final = {
 }
 
 _RECIPE_VERSION: Final = "2"
-_KEYRING: Final = "/usr/share/keyrings/debian-archive-keyring.gpg"
+KEYRING: Final = "/usr/share/keyrings/debian-archive-keyring.gpg"
 _MKFS_OPTIONS: Final = ("-x-1", "-Enoinline_data")
 """The sentry reads no extended attributes, and cannot map a file whose tail is inline."""
 
@@ -97,7 +97,7 @@ def _build(progress: Progress, home: Path, image: Path, config: Path) -> None:
         root = Path(scratch) / "root"
         fresh = Path(scratch) / "image"
         progress.command(
-            _mmdebstrap(root, _host_sources()),
+            _mmdebstrap(root, host_sources()),
             env={"TMPDIR": scratch},
             doing="installing Debian 12 into a directory (a minute or two, once)",
             fix="the log ends with apt's reason; check that the Debian mirror can be reached, then run again",
@@ -127,7 +127,7 @@ def _mmdebstrap(root: Path, sources: list[str]) -> list[str]:
         "--mode=root",
         "--variant=minbase",
         "--format=directory",
-        f"--keyring={_KEYRING}",
+        f"--keyring={KEYRING}",
         f"--include={','.join(packages)}",
         "--aptopt=APT::Install-Recommends false",
         *dropped,
@@ -139,7 +139,7 @@ def _mmdebstrap(root: Path, sources: list[str]) -> list[str]:
     ]
 
 
-def _host_sources() -> list[str]:
+def host_sources() -> list[str]:
     release = platform.freedesktop_os_release()
     said = output_of(
         ["apt-get", "indextargets", "--format", "$(REPO_URI)|$(RELEASE)|$(COMPONENT)", "Created-By: Packages"]
