@@ -45,8 +45,8 @@ test-tools: environment ## Fetch what only tests need: a registry and skopeo fro
 	@$(BIN)/python -m infra.setup test-tools test-s3 test-ffmpeg-small
 
 .PHONY: acceptance
-acceptance: setup ## Run whole scenarios with a real browser and real encoders (fetches 300 MiB, once)
-	@$(BIN)/python -m infra.setup test-ffmpeg test-jupyter test-browser
+acceptance: setup test-tools ## Run whole scenarios with real images, encoders and a browser (fetches 900 MiB, once)
+	@$(BIN)/python -m infra.setup test-ffmpeg test-jupyter test-browser test-images
 	@SANDLOT_LEAK_CHECK=1 $(BIN)/pytest tests/acceptance $(PYTEST_ARGS)
 
 .PHONY: pytest

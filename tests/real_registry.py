@@ -12,6 +12,7 @@ from harness import cache_dir, eventually
 from infra.setup.progress import Progress
 from infra.setup.toolchain import GO_ENV, find_go
 from registry_kit import MadeImage, make_image, tar_of
+from token_server import ISSUER, SERVICE, token_server
 
 PROGRAM = """
 package main
@@ -45,21 +46,37 @@ class Served:
 
 
 def run(*command: str, env: dict[str, str] | None = None, text: str | None = None) -> str:
-    done = subprocess.run(command, env=env, input=text, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(command, env=env, input=text, capture_output=True, text=True, check=False, timeout=280)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
 @contextmanager
 def registry(program: str, home: Path, password: str | None) -> Generator[Served]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        host = f"127.0.0.1:{probe.getsockname()[1]}"
     home.mkdir()
     auth = ""
     if password is not None:
         (home / "htpasswd").write_text(HTPASSWD)
         auth = f"auth: {{htpasswd: {{realm: test, path: {home}/htpasswd}}}}\n"
+    with _serving(program, home, password, auth) as served:
+        yield served
+
+
+@contextmanager
+def token_registry(program: str, home: Path, password: str) -> Generator[Served]:
+    """One that wants a token of a server of its own, which wants the password."""
+    home.mkdir()
+    with token_server(home / "token.pem", USER, password) as realm:
+        bundle = f"service: {SERVICE}, issuer: {ISSUER}, rootcertbundle: {home}/token.pem"
+        with _serving(program, home, password, f"auth: {{token: {{realm: '{realm}', {bundle}}}}}\n") as served:
+            yield served
+
+
+@contextmanager
+def _serving(program: str, home: Path, password: str | None, auth: str) -> Generator[Served]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        host = f"127.0.0.1:{probe.getsockname()[1]}"
     (home / "config.yml").write_text(
         f"version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {home}/data}}}}\n"
         f"http: {{addr: '{host}'}}\n{auth}"

@@ -1,7 +1,7 @@
 """`python -m infra.setup [runsc] [guest] [image]`: carry out these steps, or all of them.
 
 `python -m infra.setup test-tools test-s3 test-ffmpeg-small` fetches what only tests need, `test-ffmpeg
-test-jupyter test-browser` what only acceptance tests do.
+test-jupyter test-browser test-images` what only acceptance tests do.
 
 `python -m infra.setup go|gofmt ARGUMENTS...` runs the Go tool set-up would use, in the guest's sources.
 """
@@ -14,7 +14,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from infra.setup import base_image, browser_for_tests, guest, runsc, s3_for_tests, tools_for_tests, wheels
+from infra.setup import (
+    base_image,
+    browser_for_tests,
+    guest,
+    images_for_tests,
+    runsc,
+    s3_for_tests,
+    tools_for_tests,
+    wheels,
+)
 from infra.setup.places import cache_dir
 from infra.setup.progress import Progress, SetupError, fail, output_of
 from infra.setup.toolchain import GO_ENV, find_go
@@ -31,6 +40,7 @@ FOR_TESTS: Final[dict[str, Callable[[Progress, Path], str]]] = {
     "test-ffmpeg": wheels.provide_ffmpeg,
     "test-jupyter": wheels.provide_jupyter,
     "test-browser": browser_for_tests.provide,
+    "test-images": images_for_tests.provide,
 }
 
 

@@ -27,7 +27,7 @@ CONFIG: Final = {
 }
 
 _RECIPE_VERSION: Final = "2"
-_KEYRING: Final = "/usr/share/keyrings/debian-archive-keyring.gpg"
+KEYRING: Final = "/usr/share/keyrings/debian-archive-keyring.gpg"
 _MKFS_OPTIONS: Final = ("-x-1", "-Enoinline_data")
 """The sentry reads no extended attributes, and cannot map a file whose tail is inline."""
 
@@ -129,7 +129,7 @@ def debootstrap(root: Path, packages: Sequence[str], *options: str) -> list[str]
         "--mode=root",
         "--variant=minbase",
         "--format=directory",
-        f"--keyring={_KEYRING}",
+        f"--keyring={KEYRING}",
         f"--include={','.join(packages)}",
         "--aptopt=APT::Install-Recommends false",
         *dropped,
@@ -137,11 +137,11 @@ def debootstrap(root: Path, packages: Sequence[str], *options: str) -> list[str]
         *options,
         SUITE,
         str(root),
-        *_host_sources(),
+        *host_sources(),
     ]
 
 
-def _host_sources() -> list[str]:
+def host_sources() -> list[str]:
     release = platform.freedesktop_os_release()
     said = output_of(
         ["apt-get", "indextargets", "--format", "$(REPO_URI)|$(RELEASE)|$(COMPONENT)", "Created-By: Packages"]
