@@ -202,6 +202,7 @@ async def refuse(end: TlsEnd, refused: RefusedError) -> None:
         f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
     )
     await end.write(head.encode() + body)
+    end.finish()
     try:
         async with asyncio.timeout(_PARTING_SECONDS):
             while await end.read():

@@ -197,6 +197,7 @@ class Client(asyncio.Protocol):
             return not self.server.ended
         if self.end is not None:
             self.end.feed_end()
+            return False  # nobody halves a connection with TLS: its client has gone, and the server is to know
         if self.course is None:
             self._settle(None, "no_name")
         return self._dial is not None

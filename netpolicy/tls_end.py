@@ -85,11 +85,15 @@ class TlsEnd:
             self._send_encrypted()
             await self._room.wait()
 
-    def close(self) -> None:
-        """Say that no more comes, and end the connection once that is sent."""
+    def finish(self) -> None:
+        """Say that no more comes."""
         with contextlib.suppress(SSL.Error):
             self._tls.shutdown()
         self._send_encrypted()
+
+    def close(self) -> None:
+        """Say that no more comes, and end the connection once that is sent."""
+        self.finish()
         self._transport.close()
 
     async def _more(self) -> bool:

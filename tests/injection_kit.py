@@ -75,6 +75,8 @@ class RealServer:
     got: bytearray = field(default_factory=bytearray)
     heads: list[bytes] = field(default_factory=list[bytes])
     connections: int = 0
+    asked: asyncio.Event = field(default_factory=asyncio.Event)
+    """A head has come."""
     handler: Handler | None = None
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -90,11 +92,14 @@ class RealServer:
             text = b"you said %d\n" % len(body)
             writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nX-Odd:  Kept \r\n\r\n%s" % (len(text), text))
             await writer.drain()
+            if b"\r\nconnection: close\r\n" in head.lower():
+                return
 
     async def head(self, reader: asyncio.StreamReader) -> bytes:
         head = await reader.readuntil(b"\r\n\r\n")
         self.got += head
         self.heads.append(head)
+        self.asked.set()
         return head
 
     async def _body(self, head: bytes, reader: asyncio.StreamReader) -> bytes:

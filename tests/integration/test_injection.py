@@ -348,8 +348,7 @@ async def test_a_policy_without_it_ends_the_connection(world: World) -> None:
     await world.inject()
     reader, writer = await world.connect()
     writer.write(b"POST / HTTP/1.1\r\nHost: api.test\r\nContent-Length: 100\r\n\r\nhalf")
-    while not world.api.heads:
-        await asyncio.sleep(0.005)
+    await world.api.asked.wait()
     assert await world.stand.apply(SANDBOX, parse_policy({"mode": "open"})) == 1
     with contextlib.suppress(ConnectionError):
         assert await reader.read() == b""
@@ -499,8 +498,7 @@ async def test_who_goes_away_leaves_nothing(world: World) -> None:
     world.api.handler = wait
     _, writer = await world.connect()
     writer.write(get())
-    while not world.api.heads:
-        await asyncio.sleep(0.005)
+    await world.api.asked.wait()
     writer.transport.abort()
     await gone.wait()
 
@@ -526,7 +524,7 @@ async def test_a_proxy_broken_by_one_serves_the_others(world: World) -> None:
     assert world.stand.names.programs["proxy"].starts == starts
 
 
-def test_credentials_say_nothing_of_themselves(world_secret: str = SECRET) -> None:
-    made = credentials(authority("x"), token=world_secret)
-    assert world_secret not in repr(made)
+def test_credentials_say_nothing_of_themselves() -> None:
+    made = credentials(authority("x"), token=SECRET)
+    assert SECRET not in repr(made)
     assert "PRIVATE" not in f"{made} {made!r}"
