@@ -8,11 +8,13 @@ from dataclasses import replace
 from typing import Any, Final
 
 from netpolicy.channel import Channel, ChannelError
+from netpolicy.credentials import Credentials
 from netpolicy.judge import Judge, platform_from_document
 from netpolicy.platform import PLATFORM
 from netpolicy.program import Given
 from netpolicy.tally import Tally
 from netpolicy.upstream import Upstream
+from netpolicy.verified import verifying
 
 _UNSENT_BYTES: Final = 4 << 20
 """With so much waiting, sandboxd has other worries: decisions are dropped."""
@@ -33,6 +35,10 @@ class Member:
         self._waiting: dict[int, asyncio.Future[Message]] = {}
         self.upstream = upstream
         self.judges: dict[str, Judge] = {}
+        self.credentials: dict[str, Credentials] = {}
+        """By the sandbox's address, where its policy puts something into requests; told to the proxy alone."""
+        self.verifying = verifying("")
+        """What verifies the servers that get something; until it is told, none."""
         self._platform = PLATFORM
         self.tally = Tally(self._tell)
         self.changed: Callable[[str], int] = lambda _: 0
@@ -66,7 +72,10 @@ class Member:
                 self.judges.pop(address, None)
             else:
                 self.judges[address] = Judge.from_document(message["policy"], self._platform)
+            self._take_credentials(address, message.get("credentials"))
             closed = self.changed(address)
+        elif "authorities" in message:
+            self.verifying = verifying(message["authorities"])
         elif "platform" in message:
             self._platform = platform_from_document(message["platform"])
             for address, judge in self.judges.items():
@@ -74,6 +83,12 @@ class Member:
                 closed += self.changed(address)
         if "call" in message:
             self._channel.post({"answer": message["call"], "closed": closed})
+
+    def _take_credentials(self, address: str, document: Message | None) -> None:
+        if document is None:
+            self.credentials.pop(address, None)
+        else:
+            self.credentials[address] = Credentials.from_json(document)
 
     def _tell(self, message: Message) -> None:
         with contextlib.suppress(ChannelError):

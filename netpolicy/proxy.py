@@ -2,26 +2,36 @@
 
 It reads the first bytes only, changes none, and never uses the address that the client chose where a name allows the
 connection. A connection is the first name's for as long as it lives: everything after its first head goes to that
-name's server, whatever it says.
+name's server, whatever it says. Only where a policy puts something into a host's requests does TLS end here
+(`injection`).
 """
 
 import asyncio
+import contextlib
 import resource
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from functools import partial
 from ipaddress import IPv4Address
-from typing import Any, Final, cast
+from typing import Any, Final, TypeVar, cast
 
+from netpolicy import leaves
+from netpolicy.injection import converse
 from netpolicy.judge import Course, Judge, Ruling
 from netpolicy.member import Member, serve
 from netpolicy.names import name_from_wire
 from netpolicy.program import Given, ProgramCode
+from netpolicy.rewrite import Fields, RefusedError, placed
 from netpolicy.router_side import HTTP_PORT, TLS_PORT
 from netpolicy.sniff import NoNameError, read_head, read_hello
 from netpolicy.tally import Decided
+from netpolicy.tls_end import TlsEnd
 from netpolicy.upstream import UnresolvedError
+from netpolicy.verdict import Reason
+from netpolicy.verified import Server as VerifiedServer
+from netpolicy.verified import open_verified
 
 _SNIFF_SECONDS: Final = 10.0
 """How long a client may take for its first head or hello, however slowly it sends."""
@@ -33,9 +43,11 @@ _SNIFFED_BYTES: Final = 17_000
 _ORIGINAL_DESTINATION: Final = 80
 _IDLE_PROBE_SECONDS: Final = 60
 _BACKLOG: Final = 1024
+_INJECTED_PORT: Final = 443
 _RESET: Final = struct.pack("ii", 1, 0)
 
 
+T = TypeVar("T")
 Read = Callable[[bytes, int], tuple[str, bool] | None]
 """How a port's connections say their name: of the first bytes and the port that was dialled."""
 
@@ -65,6 +77,7 @@ class Proxy:
     def __init__(self, member: Member, group: asyncio.TaskGroup) -> None:
         self.member = member
         self.group = group
+        self.leaves = leaves.Leaves()
         self.open: dict[str, set[Client]] = {}
         self.count = 0
         # Two descriptors each, and some for the rest.
@@ -128,8 +141,8 @@ class Proxy:
 class Client(asyncio.Protocol):
     """The sandbox's side of a connection: first its name is read, then it is spliced to a server."""
 
-    __slots__ = ("_buffer", "_deadline", "_dial", "_proxy", "_read", "address", "course", "dialled", "ended",
-                 "port", "sandbox", "server", "transport")  # fmt: skip
+    __slots__ = ("_buffer", "_deadline", "_dial", "_proxy", "_read", "address", "course", "dialled", "end", "ended",
+                 "port", "sandbox", "server", "transport", "verified")  # fmt: skip
 
     def __init__(self, proxy: Proxy, read: Read) -> None:
         self._proxy = proxy
@@ -145,6 +158,9 @@ class Client(asyncio.Protocol):
         self.port = 0
         self.course: Course | None = None
         self.dialled: IPv4Address | None = None
+        self.end: TlsEnd | None = None
+        """Where TLS ends here."""
+        self.verified: VerifiedServer | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
@@ -164,6 +180,9 @@ class Client(asyncio.Protocol):
         if self.server is not None:
             self.server.transport.write(data)
             return
+        if self.end is not None:
+            self.end.feed(data)
+            return
         self._buffer += data
         if self._dial is not None:
             self.transport.pause_reading()
@@ -176,6 +195,9 @@ class Client(asyncio.Protocol):
         if self.server is not None:
             _pass_end(self.server.transport)
             return not self.server.ended
+        if self.end is not None:
+            self.end.feed_end()
+            return False  # nobody halves a connection with TLS: its client has gone, and the server is to know
         if self.course is None:
             self._settle(None, "no_name")
         return self._dial is not None
@@ -192,15 +214,21 @@ class Client(asyncio.Protocol):
     def pause_writing(self) -> None:
         if self.server is not None:
             self.server.transport.pause_reading()
+        if self.end is not None:
+            self.end.pause()
 
     def resume_writing(self) -> None:
         if self.server is not None:
             self.server.transport.resume_reading()
+        if self.end is not None:
+            self.end.resume()
 
     def reset(self) -> None:
         """End both sides at once."""
         if self.server is not None:
             _reset(self.server.transport)
+        if self.verified is not None:
+            self.verified.abort()
         _reset(self.transport)
 
     def may_stay(self, judge: Judge) -> bool:
@@ -211,7 +239,7 @@ class Client(asyncio.Protocol):
         if course.name is None:
             return judge.of_connection(None, course.address, course.port).ruling.allowed
         now = judge.of_connection(course.name, course.address, course.port)
-        if now.name != course.name:
+        if now.name != course.name or _is_injected(judge, course) is not (self.end is not None):
             return False
         return self.dialled is None or judge.of_result(course.name, self.dialled, course.port).allowed
 
@@ -248,10 +276,44 @@ class Client(asyncio.Protocol):
             self._proxy.note(self, self.course.ruling, name)
             self.reset()
             return
-        self._dial = self._proxy.group.create_task(self._connect(judge, self.course))
+        if not _is_injected(judge, self.course):
+            self._dial = self._proxy.group.create_task(self._connect(judge, self.course))
+            return
+        self.end = self._tls_end(self.course)
+        if self.end is not None:
+            self._dial = self._proxy.group.create_task(self._inject(self.end, Injected(self._proxy, self, self.course)))
+
+    def _tls_end(self, course: Course) -> TlsEnd | None:
+        """End TLS here; without what it takes, nothing is reached: least of all the host, without its header."""
+        credentials = self._proxy.member.credentials.get(self.sandbox)
+        context = None
+        if credentials is not None and course.name is not None:
+            with contextlib.suppress(leaves.UnusableError):
+                context = self._proxy.leaves.context(credentials, course.name)
+        if context is None:
+            ruling = replace(course.ruling, allowed=False, reason=Reason.CREDENTIALS_MISSING.value)
+            self._proxy.note(self, ruling, course.name)
+            self.reset()
+            return None
+        end = TlsEnd(self.transport, context)
+        end.feed(bytes(self._buffer))
+        self._buffer.clear()
+        return end
+
+    async def _inject(self, end: TlsEnd, door: "Injected") -> None:
+        try:
+            await converse(end, door)
+        except Exception:  # noqa: BLE001 - what one sandbox sends must not be the end of everybody's connections
+            self.reset()
+        finally:
+            self._dial = None
 
     async def _connect(self, judge: Judge, course: Course) -> None:
-        server = await self._reach(judge, course)
+        async def connect(address: IPv4Address) -> Server:
+            loop = asyncio.get_running_loop()
+            return (await loop.create_connection(lambda: Server(self), str(address), course.port))[1]
+
+        server = await self.reach(judge, course, connect)
         self._dial = None
         if server is None or self.transport.is_closing():
             self.reset()
@@ -267,7 +329,7 @@ class Client(asyncio.Protocol):
         self.transport.resume_reading()
         server.transport.resume_reading()
 
-    async def _reach(self, judge: Judge, course: Course) -> "Server | None":
+    async def reach(self, judge: Judge, course: Course, connect: Callable[[IPv4Address], Awaitable[T]]) -> T | None:
         """Connect to the first address that answers; None, after taking note of why, if there is none."""
         addresses = (course.address,)
         if course.name is not None:
@@ -286,10 +348,7 @@ class Client(asyncio.Protocol):
                 return None
             try:
                 async with asyncio.timeout(_DIAL_SECONDS):
-                    _, server = await asyncio.get_running_loop().create_connection(
-                        lambda: Server(self), str(address), course.port
-                    )
-                    return server
+                    return await connect(address)
             except (OSError, TimeoutError):
                 continue
         return None
@@ -306,6 +365,42 @@ class Client(asyncio.Protocol):
     def _is_still(self, judge: Judge) -> bool:
         now = self._proxy.member.judges.get(self.sandbox)
         return now is judge or (now is not None and self.may_stay(now))
+
+
+class Injected:
+    """The `Door` of one connection into whose requests something is put."""
+
+    def __init__(self, proxy: Proxy, client: Client, course: Course) -> None:
+        self._proxy = proxy
+        self._client = client
+        self._course = course
+        self.host = course.name or ""
+
+    def placed(self) -> Fields:
+        judge, member = self._judge(), self._proxy.member
+        return placed(judge.policy.injects(self.host), member.credentials.get(self._client.sandbox))
+
+    async def reach(self) -> VerifiedServer:
+        async def connect(address: IPv4Address) -> VerifiedServer:
+            return await open_verified(str(address), self._course.port, self.host, self._proxy.member.verifying)
+
+        server = await self._client.reach(self._judge(), self._course, connect)
+        if server is None:
+            raise RefusedError(502, f"{self.host} cannot be reached from here")
+        self._client.verified = server
+        self._proxy.note(self._client, self._course.ruling, self.host, str(self._client.dialled))
+        return server
+
+    def told(self, refused: RefusedError) -> None:
+        if refused.reason is not None:
+            ruling = replace(self._course.ruling, allowed=False, reason=refused.reason)
+            self._proxy.note(self._client, ruling, self.host)
+
+    def _judge(self) -> Judge:
+        judge = self._proxy.member.judges.get(self._client.sandbox)
+        if judge is None:
+            raise ConnectionError("nobody's")
+        return judge
 
 
 class Server(asyncio.Protocol):
@@ -348,6 +443,11 @@ def original_destination(end: socket.socket) -> tuple[IPv4Address, int]:
     return IPv4Address(address), port
 
 
+def _is_injected(judge: Judge, course: Course) -> bool:
+    """Whether something is put into the requests of such a connection."""
+    return course.name is not None and course.port == _INJECTED_PORT and bool(judge.policy.injects(course.name))
+
+
 def _tune(transport: asyncio.Transport) -> None:
     transport.set_write_buffer_limits(high=_BUFFER_BYTES)
     end: Any = transport.get_extra_info("socket")
@@ -379,6 +479,7 @@ def _reset(transport: asyncio.Transport) -> None:
 
 def bind() -> list[socket.socket]:
     """Bind both ports."""
+    leaves.warm()  # there is no file to load anything from later
     found: list[socket.socket] = []
     for port in (HTTP_PORT, TLS_PORT):
         listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)

@@ -44,6 +44,9 @@ class Reason(StrEnum):
     NAME_MISMATCH = "name_mismatch"
     ECH_REFUSED = "ech_refused"
     UNRESOLVABLE = "unresolvable"
+    CREDENTIALS_MISSING = "credentials_missing"
+    CERTIFICATE_REFUSED = "certificate_refused"
+    REQUEST_REFUSED = "request_refused"
     CONNECTION_LIMIT = "connection_limit"
     RATE_LIMIT = "rate_limit"
 

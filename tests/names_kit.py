@@ -10,6 +10,7 @@ from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
 from netpolicy import dns
+from netpolicy.credentials import Credentials
 from netpolicy.platform import Platform
 from netpolicy.policy import Policy, parse_policy
 from netpolicy.program import Given
@@ -126,8 +127,8 @@ class Stand:
         document: dict[str, Any] = {"mode": mode, "deny": list(deny)}
         return await self.apply(sandbox, parse_policy(document | ({"allow": list(rules)} if rules else {})))
 
-    async def apply(self, sandbox: str, policy: Policy | None) -> int:
-        return await self.names.apply(sandbox, policy)
+    async def apply(self, sandbox: str, policy: Policy | None, credentials: Credentials | None = None) -> int:
+        return await self.names.apply(sandbox, policy, credentials)
 
     async def back_again(self, name: str) -> None:
         """Kill a program and wait until it is back."""
@@ -149,7 +150,9 @@ class Stand:
 
 @contextlib.asynccontextmanager
 async def stand(
-    programs: Mapping[str, tuple[Callable[[Given], Any], Sequence[int]]], platform: Platform = LOOPBACK
+    programs: Mapping[str, tuple[Callable[[Given], Any], Sequence[int]]],
+    platform: Platform = LOOPBACK,
+    authorities: str = "",
 ) -> AsyncGenerator[Stand]:
     zone, learned, decisions = Zone(), list[Learned](), list[dict[str, Any]]()
 
@@ -158,7 +161,7 @@ async def stand(
 
     async with asyncio.timeout(60), asyncio.TaskGroup() as group:
         births = {name: InProcessBirth(run, kinds, group) for name, (run, kinds) in programs.items()}
-        names = NamePrograms(dict(births), ZoneRelay(zone))
+        names = NamePrograms(dict(births), ZoneRelay(zone), authorities)
         names.learn = learn
         names.decided = lambda program, rows: decisions.extend(row | {"via": program} for row in rows)
         await names.set_platform(platform)

@@ -4,6 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
+from netpolicy.credentials import Credentials
 from netpolicy.policy import (
     MAX_BANDWIDTH,
     MAX_CONNECTION_RATE,
@@ -29,6 +30,9 @@ Seconds = Annotated[int, Field(le=MAX_TIMEOUT_SECONDS)]
 HostName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9]([A-Za-z0-9-]{0,62})$")]
 
 
+MAX_PEM = 16_384
+MAX_VALUE_BASE64 = 87_384
+"""A secret of 64 KiB."""
 MAX_ENTRYPOINT_BYTES = 65_536
 """Shown with the sandbox, so it must stay small."""
 
@@ -110,14 +114,38 @@ class EgressSpec(EgressRules):
     generation: Ordinal = Field(default=1, ge=1)
 
 
+class CredentialsSpec(Strict):
+    """What the node puts into requests of one sandbox; in memory only, never in a ledger, a log or a report."""
+
+    ca_certificate: Annotated[str, Field(max_length=MAX_PEM)] = Field(repr=False)
+    """Of the project's authority."""
+    ca_key: Annotated[str, Field(max_length=MAX_PEM)] = Field(repr=False)
+    values: dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=MAX_VALUE_BASE64)]] = Field(
+        max_length=MAX_INJECTS, repr=False
+    )
+    """In base64, by secret's name."""
+
+    @model_validator(mode="after")
+    def _can_be_read(self) -> Self:
+        self.credentials()
+        return self
+
+    def credentials(self) -> Credentials:
+        """Return them; ValueError where a value is no base64 of text."""
+        return Credentials.from_json(self.model_dump())
+
+
 class PutEgress(Strict):
     """Body of `PUT /node/v1/sandboxes/{id}/egress`: the policy from now on.
 
-    Refused with `stale_generation` when the node knows a newer one.
+    Refused with `stale_generation` when the node knows a newer one. The present one again, with credentials, is how a
+    node that has been restarted gets them.
     """
 
     epoch: Ordinal = Field(ge=0)
     egress: EgressSpec
+    credentials: CredentialsSpec | None = Field(default=None, repr=False)
+    """Of what the policy injects. None: those that the node has already, if it has any."""
 
 
 class EgressReport(Open):
@@ -164,6 +192,8 @@ class EnsureSandbox(Strict):
     deadline_seconds: float = Field(gt=0, le=300)
     """Time the node has to bring it to `running`; past it everything is undone."""
     spec: SandboxSpec
+    credentials: CredentialsSpec | None = Field(default=None, repr=False)
+    """Of what its policy injects."""
 
 
 class PatchSandbox(Strict):
@@ -228,6 +258,8 @@ class SandboxReport(Open):
     """Of the policy that is true."""
     egress_closed: bool = False
     """A change of it has failed since: nothing is reached until one succeeds."""
+    credentials_missing: bool = False
+    """Its policy injects, and the node was not told what, or not all of it: those hosts are closed until it is."""
 
 
 class Capacity(Open):

@@ -7,6 +7,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Protocol
 
+from netpolicy.credentials import Credentials
 from netpolicy.platform import Platform
 from netpolicy.policy import Policy
 from sandboxd.contract.messages import EgressSpec
@@ -40,8 +41,10 @@ class NoPublicPortError(NetworkError):
 class Names(Protocol):
     """The programs that decide names, as the network uses them."""
 
-    async def apply(self, address: str, policy: Policy | None) -> int:
+    async def apply(self, address: str, policy: Policy | None, credentials: Credentials | None = None) -> int:
         """Have the sandbox at an address judged by a policy, or by none: then it has no names at all.
+
+        What the policy puts into requests is in `credentials`; without them, the hosts that get it are closed.
 
         Returns how many proxied connections that closed; all that it forbids are dead. A program that is down has none.
         """
@@ -55,7 +58,7 @@ class Names(Protocol):
 class NoNames:
     """`Names` where no program decides them: what names allow is closed."""
 
-    async def apply(self, address: str, policy: Policy | None) -> int:  # noqa: ARG002
+    async def apply(self, address: str, policy: Policy | None, credentials: Credentials | None = None) -> int:  # noqa: ARG002
         return 0
 
     async def set_platform(self, platform: Platform) -> None:
@@ -90,8 +93,10 @@ class Network(Protocol):
         """Return the slot a sandbox already has; NetworkError if it is not whole."""
         ...
 
-    async def apply_egress(self, slot: Slot, egress: EgressSpec) -> int:
+    async def apply_egress(self, slot: Slot, egress: EgressSpec, credentials: Credentials | None = None) -> int:
         """Make the policy true; returns how many connections that has ended: all that it forbids.
+
+        Without `credentials`, the hosts that it injects into are closed.
 
         Connections that it allows go on. NetworkError: it is not true, and then the sandbox reaches nothing.
         """

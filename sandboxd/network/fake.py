@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from ipaddress import IPv4Address
 from pathlib import Path
 
+from netpolicy.credentials import Credentials
 from netpolicy.platform import PLATFORM
 from sandboxd.contract.messages import EgressSpec
 from sandboxd.contract.tunnels import NodeTunnel
@@ -22,6 +23,7 @@ class FakeNetwork:
         self.slots: dict[int, Slot] = kernel if kernel is not None else {}
         """Every slot that exists, by index; free ones are not kept."""
         self.egress: dict[int, EgressSpec] = {}
+        self.credentials: dict[int, Credentials | None] = {}
         self.tunnels: dict[str, tuple[int, NodeTunnel]] = {}
         """What is carried, by tunnel, with its slot."""
         self.rested: set[int] = set()
@@ -83,7 +85,7 @@ class FakeNetwork:
             raise NetworkError(f"slot {index} of {sandbox_id} does not exist")
         return self.slots[index]
 
-    async def apply_egress(self, slot: Slot, egress: EgressSpec) -> int:
+    async def apply_egress(self, slot: Slot, egress: EgressSpec, credentials: Credentials | None = None) -> int:
         egress.policy()
         try:
             self._check("apply_egress")
@@ -92,6 +94,7 @@ class FakeNetwork:
             raise
         changed = self.egress.get(slot.index) != egress
         self.egress[slot.index] = egress
+        self.credentials[slot.index] = credentials
         closed, self.closes = self.closes, 0
         return closed if changed else 0
 

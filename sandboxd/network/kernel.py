@@ -19,6 +19,7 @@ from typing import TypeVar
 
 import structlog
 
+from netpolicy.credentials import Credentials
 from netpolicy.elements import Change
 from netpolicy.firewall import Firewall
 from netpolicy.flows import Flows
@@ -138,12 +139,13 @@ class KernelNetwork:
         self._held[sandbox_id] = slot
         return slot
 
-    async def apply_egress(self, slot: Slot, egress: EgressSpec) -> int:
+    async def apply_egress(self, slot: Slot, egress: EgressSpec, credentials: Credentials | None = None) -> int:
         policy = egress.policy()
         async with self._turn(slot):
             try:
                 # The programs first: what they forbid is closed before the kernel opens anything to them.
-                closed = await self._names.apply(slot.address, None if policy.mode is Mode.BLOCKED else policy)
+                judged = None if policy.mode is Mode.BLOCKED else policy
+                closed = await self._names.apply(slot.address, judged, credentials)
                 closed += await self._thread("births").run(partial(self._policies.apply, slot, policy))
             except BaseException:
                 # Cut off in between, it may be either policy: until the next one it is none.

@@ -7,14 +7,16 @@ is checked against the policy that it was given, because it reads what sandboxes
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from ipaddress import AddressValueError, IPv4Address
 from typing import Any, Final
 
+from netpolicy.credentials import Credentials
 from netpolicy.judge import platform_document
 from netpolicy.platform import PLATFORM, Platform
 from netpolicy.policy import BLOCKED, Policy
+from netpolicy.rewrite import MOST_VALUE
 from netpolicy.verdict import openings
 from sandboxd.network.base import NetworkError
 from sandboxd.network.births import Birth
@@ -26,6 +28,8 @@ _MOST_SECONDS: Final = 600
 _LEAST_SECONDS: Final = 60
 """How long a learned address stays open at least: whoever was told of it connects in a moment, not at once."""
 _ROWS: Final = 4096
+_INJECTING: Final = "proxy"
+"""The program that puts secrets into requests; no other is told any."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,8 +57,11 @@ def _tell_nobody(program: str, rows: list[dict[str, Any]]) -> None:
 class NamePrograms:
     """`Names` by programs that run while `opened`."""
 
-    def __init__(self, births: dict[str, Birth], relay: Relay) -> None:
+    def __init__(self, births: dict[str, Birth], relay: Relay, authorities: str = "") -> None:
+        """`authorities`: certificates, in PEM, by which servers are verified before they get a secret."""
+        self._authorities = authorities
         self._policies: dict[str, Policy] = {}
+        self._credentials: dict[str, Credentials] = {}
         self._told: set[str] = set()
         """Whose policies the programs know: those that name names, and what came after them."""
         self.platform = PLATFORM
@@ -63,7 +70,13 @@ class NamePrograms:
         self.decided: Decided = _tell_nobody
         """Takes rows of decisions as they come, and the name of the program that made them."""
         self.programs = {
-            name: Program(name, birth, greeting=self._greeting, serve=partial(self._serve, name), relay=relay.between)
+            name: Program(
+                name,
+                birth,
+                greeting=partial(self._greeting, name),
+                serve=partial(self._serve, name),
+                relay=relay.between,
+            )
             for name, birth in births.items()
         }
 
@@ -84,11 +97,15 @@ class NamePrograms:
         for program in self.programs.values():
             await program.clear()
 
-    async def apply(self, address: str, policy: Policy | None) -> int:
+    async def apply(self, address: str, policy: Policy | None, credentials: Credentials | None = None) -> int:
         if policy is None:
             self._policies.pop(address, None)
         else:
             self._policies[address] = policy
+        if policy is None or credentials is None or not policy.inject:
+            self._credentials.pop(address, None)
+        else:
+            self._credentials[address] = credentials
         known = address in self._told
         if not known and (policy is None or not policy.named):
             return 0  # no packet of it ever comes to a program
@@ -96,15 +113,13 @@ class NamePrograms:
             self._told.discard(address)
         else:
             self._told.add(address)
-        return await self._tell(_policy_message(address, policy))
+        said = [self._say(program, self._policy_message(name, address)) for name, program in self.programs.items()]
+        return sum(await asyncio.gather(*said))
 
     async def set_platform(self, platform: Platform) -> None:
         self.platform = platform
-        await self._tell({"platform": platform_document(platform)})
-
-    async def _tell(self, message: Message) -> int:
-        answers = await asyncio.gather(*(self._say(program, message) for program in self.programs.values()))
-        return sum(answers)
+        message = {"platform": platform_document(platform)}
+        await asyncio.gather(*(self._say(program, message) for program in self.programs.values()))
 
     async def _say(self, program: Program, message: Message) -> int:
         try:
@@ -113,10 +128,21 @@ class NamePrograms:
             return 0  # and so is everything it had open
         return closed if isinstance(closed, int) and 0 <= closed < 1 << 20 else 0
 
-    def _greeting(self) -> Iterable[Message]:
+    def _greeting(self, program: str) -> Iterable[Message]:
         yield {"platform": platform_document(self.platform)}
+        if program == _INJECTING:
+            yield {"authorities": self._authorities}
         for address in self._told:
-            yield _policy_message(address, self._policies[address])
+            yield self._policy_message(program, address)
+
+    def _policy_message(self, program: str, address: str) -> Message:
+        """Say what a sandbox is judged by; to the one program that needs them, with what it puts into requests."""
+        policy = self._policies.get(address)
+        message: Message = {"address": address, "policy": None if policy is None else policy.to_json()}
+        credentials = self._credentials.get(address)
+        if program != _INJECTING or policy is None or credentials is None:
+            return message
+        return message | {"credentials": _needed(credentials, policy).to_json()}
 
     async def _serve(self, program: str, message: Message) -> Message | None:
         if "decisions" in message:
@@ -154,15 +180,17 @@ class FakeNames:
 
     def __init__(self) -> None:
         self.policies: dict[str, Policy] = {}
+        self.credentials: dict[str, Credentials | None] = {}
         self.platform = PLATFORM
         self.closes = 0
         """What `apply` answers next."""
 
-    async def apply(self, address: str, policy: Policy | None) -> int:
+    async def apply(self, address: str, policy: Policy | None, credentials: Credentials | None = None) -> int:
         if policy is None:
             self.policies.pop(address, None)
         else:
             self.policies[address] = policy
+        self.credentials[address] = credentials
         closed, self.closes = self.closes, 0
         return closed
 
@@ -170,5 +198,8 @@ class FakeNames:
         self.platform = platform
 
 
-def _policy_message(address: str, policy: Policy | None) -> Message:
-    return {"address": address, "policy": None if policy is None else policy.to_json()}
+def _needed(credentials: Credentials, policy: Policy) -> Credentials:
+    """Leave out what no header can be made of: so a message has a bound."""
+    named = {entry.secret for entry in policy.inject}
+    values = {name: value for name, value in credentials.values.items() if name in named and len(value) <= MOST_VALUE}
+    return replace(credentials, values=values)
