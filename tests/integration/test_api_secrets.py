@@ -32,8 +32,8 @@ async def project(stand: Stand) -> str:
     return (await stand.root.call("GET", "/v1/me")).expect(200)["project"]["id"]
 
 
-def injecting(host: str = "api.example.com", secret: str = "TOKEN") -> dict[str, Any]:
-    entry = {"host": host, "header": "Authorization", "value_from": {"secret": secret}, "format": "Bearer {value}"}
+def injecting(host: str = "api.example.com") -> dict[str, Any]:
+    entry = {"host": host, "header": "Authorization", "value_from": {"secret": "TOKEN"}, "format": "Bearer {value}"}
     return {"mode": "allowlist", "inject": [entry]}
 
 
