@@ -377,6 +377,7 @@ class Manager:
             last_active=self.tools.clock.boottime(),
         )
         parts = self.parts_of(record, dict(request.spec.env))
+        parts.secret_env = dict(request.spec.secret_env)
         if request.spec.timeout_seconds is not None:
             # Until the guest is initialised; generous, so that a slow start does not cost running time.
             parts.wall_deadline = record.last_active + request.deadline_seconds + request.spec.timeout_seconds
@@ -399,6 +400,7 @@ class Manager:
             sandbox_id=record.sandbox_id,
             spec=record.spec,
             env=dict(cold.env),
+            secret_env=dict(cold.secret_env),
             token=guest_token(self._node_key, record.sandbox_id, nonce),
             wall_deadline=cold.wall_deadline,
         )
@@ -534,4 +536,4 @@ def _is_metered(life: Life) -> bool:
 
 
 def _without_env(spec: SandboxSpec) -> SandboxSpec:
-    return spec.model_copy(update={"env": {}}) if spec.env else spec
+    return spec.model_copy(update={"env": {}, "secret_env": {}}) if spec.env or spec.secret_env else spec
