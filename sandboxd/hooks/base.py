@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, TypeVar
 
+from netpolicy.credentials import Credentials
 from sandboxd.contract.messages import SandboxSpec
 from sandboxd.errors import SandboxDiedError
 from sandboxd.guest_client.base import Guest, InitResult
@@ -44,6 +45,10 @@ class Parts:
     env: dict[str, str] = field(repr=False)
     """Kept until the guest has been told, then dropped."""
     token: str = field(repr=False)
+    credentials: Credentials | None = field(default=None, repr=False)
+    """What its policy injects; in memory only."""
+    trusted: str | None = None
+    """The certificate of the authority that is trusted inside."""
     wall_deadline: float | None
     """Boot time."""
     leases: AsyncExitStack = field(default_factory=AsyncExitStack)
