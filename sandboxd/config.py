@@ -117,7 +117,7 @@ class NodeConfig(BaseSettings):
     egress_denied: tuple[IPv4Network, ...] = ()
     """Networks that no sandbox reaches, beside the private ones."""
     inject_authorities_file: Path | None = None
-    """Certificates (PEM) of authorities, beside the host's own, by which a server is verified before it gets a secret."""
+    """Certificates (PEM), beside the host's own, by which a server is verified before it gets a secret."""
     upstream_resolvers: tuple[str, ...] = ()
     """What the node itself asks for the names that sandboxes may reach; default: the host's /etc/resolv.conf."""
 
