@@ -3,7 +3,9 @@
 They and their keys live in this process and nowhere else. Each is for one exact name, and for a few days.
 """
 
+import contextlib
 import hashlib
+import ssl
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from OpenSSL import SSL
 
 from netpolicy.credentials import Credentials
+from netpolicy.verified import verifying
 
 _PROTOCOL: Final = b"http/1.1"
 _KEPT: Final = 1024
@@ -26,6 +29,9 @@ _AFTER: Final = timedelta(days=6)
 _LEFT: Final = timedelta(days=3)
 """With less left, another is made."""
 _MOST_COMMON_NAME: Final = 64
+_WARM: Final = "warm.invalid"
+_WARM_TURNS: Final = 3
+_WARM_BYTES: Final = 1 << 16
 
 
 class UnusableError(Exception):
@@ -79,10 +85,24 @@ def new_authority(name: str) -> tuple[str, str]:
 
 
 def warm() -> None:
-    """Load all that making one needs, while there still is a file system to load it from."""
+    """Load all that it takes to be a server and a client of TLS, while there still is a file system to load it from."""
     certificate, key = new_authority("warm")
-    context = Leaves().context(Credentials(ca_certificate=certificate, ca_key=key, values={}), "warm.invalid")
-    SSL.Connection(context, None).set_accept_state()
+    credentials = Credentials(ca_certificate=certificate, ca_key=key, values={})
+    server = SSL.Connection(Leaves().context(credentials, _WARM), None)
+    server.set_accept_state()
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = verifying(certificate).wrap_bio(incoming, outgoing, server_hostname=_WARM)
+    for _ in range(_WARM_TURNS):
+        with contextlib.suppress(ssl.SSLWantReadError):
+            client.do_handshake()
+        if outgoing.pending:
+            server.bio_write(outgoing.read())
+        with contextlib.suppress(SSL.WantReadError):
+            server.do_handshake()
+        with contextlib.suppress(SSL.WantReadError):
+            incoming.write(server.bio_read(_WARM_BYTES))
+    if client.version() is None:
+        raise UnusableError("TLS does not work here")
 
 
 def _make(credentials: Credentials, name: str, now: datetime) -> _Leaf:

@@ -116,6 +116,8 @@ class NodeConfig(BaseSettings):
     """Private networks that policies may allow all the same. Never the host's own addresses, loopback or link-local."""
     egress_denied: tuple[IPv4Network, ...] = ()
     """Networks that no sandbox reaches, beside the private ones."""
+    inject_authorities_file: Path | None = None
+    """Certificates (PEM), beside the host's own, by which a server is verified before it gets a secret."""
     upstream_resolvers: tuple[str, ...] = ()
     """What the node itself asks for the names that sandboxes may reach; default: the host's /etc/resolv.conf."""
 

@@ -51,6 +51,8 @@ STARTING = (
     "guest.connect",
     "guest.init",
     "guest.initialized",
+    "trust.install",
+    "trust.installed",
     "entrypoint.start",
     "entrypoint.started",
     "start.acknowledge",

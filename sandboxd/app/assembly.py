@@ -36,6 +36,7 @@ from sandboxd.hooks.guest import GuestHook
 from sandboxd.hooks.launch import LaunchHook
 from sandboxd.hooks.rootfs import RootfsHook
 from sandboxd.hooks.slot import SlotHook
+from sandboxd.hooks.trust import TrustHook
 from sandboxd.hooks.tunnels import TunnelsHook
 from sandboxd.images.base import Images
 from sandboxd.images.fake import FakeImages
@@ -53,6 +54,7 @@ from sandboxd.manager.startup import StartUp
 from sandboxd.manager.targets import PoolRules
 from sandboxd.manager.tunnels import Tunnels
 from sandboxd.manager.upkeep import Upkeep
+from sandboxd.network.authorities import authorities
 from sandboxd.network.base import Network
 from sandboxd.network.fake import FakeNetwork
 from sandboxd.network.kernel import KernelNetwork
@@ -187,6 +189,7 @@ def make_manager(config: NodeConfig, parts: Parts, identity: Identity, boot_id: 
             drain_seconds=config.stop_drain_seconds,
             backstop_margin_seconds=config.backstop_margin_seconds,
             keep_failure=FailureStore(config.data_dir / "failures"),
+            authorities=_authorities(config),
         )
 
     rules = AdmissionRules(
@@ -316,8 +319,13 @@ def _hooks(config: NodeConfig, parts: Parts) -> tuple[Hook, ...]:
             resolvers=config.resolvers,
             backstop_margin_seconds=margin,
         ),
+        TrustHook(parts.runtime, parts.points, authorities=_authorities(config)),
         EntrypointHook(parts.runtime, parts.points),
     )
+
+
+def _authorities(config: NodeConfig) -> str:
+    return authorities(config.inject_authorities_file) if config.runtime != "fake" else ""
 
 
 async def _open_images(config: NodeConfig, images: Images) -> None:

@@ -12,6 +12,7 @@ from sandboxd.config import NodeConfig
 from sandboxd.history.decision_store import DecisionStore
 from sandboxd.history.decisions import DecisionBook
 from sandboxd.manager.manager import Manager
+from sandboxd.network.authorities import authorities
 from sandboxd.network.births import USERS, RouterBirth
 from sandboxd.network.kernel import KernelNetwork
 from sandboxd.network.names import NamePrograms
@@ -37,7 +38,8 @@ def name_programs(config: NodeConfig, cgroups: Cgroups) -> NamePrograms:
         for name in USERS
     }
     servers = list(config.upstream_resolvers)
-    return NamePrograms(dict(births), Relay(lambda: servers or host_servers(), _host_socket))
+    relay = Relay(lambda: servers or host_servers(), _host_socket)
+    return NamePrograms(dict(births), relay, authorities(config.inject_authorities_file))
 
 
 def decision_book(config: NodeConfig, clock: Clock) -> DecisionBook:

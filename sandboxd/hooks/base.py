@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, TypeVar
 
+from netpolicy.credentials import Credentials
 from sandboxd.contract.messages import SandboxSpec
 from sandboxd.errors import SandboxDiedError
 from sandboxd.guest_client.base import Guest, InitResult
@@ -46,6 +47,10 @@ class Parts:
     secret_env: dict[str, str] = field(default_factory=dict[str, str], repr=False)
     """The same, for processes that want it."""
     token: str = field(repr=False)
+    credentials: Credentials | None = field(default=None, repr=False)
+    """What its policy injects; in memory only."""
+    trusted: str | None = None
+    """The certificate of the authority that is trusted inside."""
     wall_deadline: float | None
     """Boot time."""
     leases: AsyncExitStack = field(default_factory=AsyncExitStack)

@@ -36,9 +36,10 @@ class EgressHook:
 
     async def cleanup(self, parts: Parts) -> None:
         """Leave it to the slot."""
+        parts.credentials = None
 
     async def _apply(self, parts: Parts) -> None:
         if parts.slot is None:
             raise NetworkError("no slot to apply a policy to")
-        await self._network.apply_egress(parts.slot, parts.spec.egress)
+        await self._network.apply_egress(parts.slot, parts.spec.egress, parts.credentials)
         parts.egress_applied, parts.egress_closed = parts.spec.egress.generation, False

@@ -22,7 +22,7 @@ class EntrypointHook:
     steps = ("entrypoint.start", "entrypoint.started")
     ready_steps = steps
     safe_after = NOTHING
-    claims_after = frozenset({"egress", "launch", "guest"})
+    claims_after = frozenset({"egress", "launch", "guest", "trust"})
 
     def __init__(self, runtime: Runtime, points: FailPoints) -> None:
         self._runtime = runtime

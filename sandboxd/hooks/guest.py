@@ -7,6 +7,7 @@ from sandboxd.clock import Clock
 from sandboxd.contract.ids import RandomBytes, new_id
 from sandboxd.guest_client.base import Guest, GuestError, GuestUnreachableError, Init, InitResult
 from sandboxd.hooks.base import NOTHING, FailPoints, Parts, unless_dead
+from sandboxd.hooks.trust import VARIABLES
 from sandboxd.network.base import Slot
 from sandboxd.runtime.base import Runtime
 from sandboxd.runtime.bundle import GUEST_MOUNT
@@ -113,7 +114,7 @@ class GuestHook:
             hostname=parts.spec.hostname,
             env={SANDBOX_ID_VARIABLE: parts.sandbox_id} | parts.env,
             secret_env=parts.secret_env,
-            image_env=config.env if config else {},
+            image_env=_trusting(parts) | (config.env if config else {}),
             user=parts.spec.user,
             cwd=parts.spec.cwd,
             image_user=config.user if config else None,
@@ -130,6 +131,11 @@ class GuestHook:
             backstop_seconds=backstop,
             token=token,
         )
+
+
+def _trusting(parts: Parts) -> dict[str, str]:
+    """Return what tells programs of the project's authority; the image's own variables come before."""
+    return VARIABLES if parts.credentials is not None and parts.spec.egress.inject else {}
 
 
 def _slot(parts: Parts) -> Slot:

@@ -198,7 +198,8 @@ class Manager:
         runner = self._known(sandbox_id)
         await self.ready(sandbox_id)
         answer: asyncio.Future[EgressReport] = asyncio.get_running_loop().create_future()
-        self._spawn(_answered(runner.change_egress(change.egress), answer), f"egress {sandbox_id}")
+        credentials = change.credentials.credentials() if change.credentials else None
+        self._spawn(_answered(runner.change_egress(change.egress, credentials), answer), f"egress {sandbox_id}")
         with _written():
             return await asyncio.shield(answer)
 
@@ -378,6 +379,7 @@ class Manager:
         )
         parts = self.parts_of(record, dict(request.spec.env))
         parts.secret_env = dict(request.spec.secret_env)
+        parts.credentials = request.credentials.credentials() if request.credentials else None
         if request.spec.timeout_seconds is not None:
             # Until the guest is initialised; generous, so that a slow start does not cost running time.
             parts.wall_deadline = record.last_active + request.deadline_seconds + request.spec.timeout_seconds
@@ -401,6 +403,7 @@ class Manager:
             spec=record.spec,
             env=dict(cold.env),
             secret_env=dict(cold.secret_env),
+            credentials=cold.credentials,
             token=guest_token(self._node_key, record.sandbox_id, nonce),
             wall_deadline=cold.wall_deadline,
         )

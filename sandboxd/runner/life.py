@@ -201,6 +201,7 @@ class Life:
             memory_peak_bytes=used.memory_peak_bytes if used else 0,
             egress_generation=self.parts.egress_applied,
             egress_closed=self.parts.egress_closed,
+            credentials_missing=self.verdict is None and _lacks(self.parts),
         )
 
     def last_word(self) -> SandboxReport:
@@ -218,6 +219,11 @@ class Life:
             return None
         ago = max(0.0, self._clock.boottime() - self.activity.last_active())
         return self._clock.now() - timedelta(seconds=ago)
+
+
+def _lacks(parts: Parts) -> bool:
+    wanted = {entry.value_from.get("secret") for entry in parts.spec.egress.inject}
+    return bool(wanted) and (parts.credentials is None or not wanted <= parts.credentials.values.keys())
 
 
 def _shown(spec: SandboxSpec) -> list[str] | None:

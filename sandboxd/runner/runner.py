@@ -5,6 +5,7 @@ from typing import Final
 
 import structlog
 
+from netpolicy.credentials import Credentials
 from sandboxd.contract.messages import EgressReport, EgressSpec, PatchSandbox
 from sandboxd.contract.problems import ProblemError
 from sandboxd.contract.reasons import SandboxReason
@@ -134,10 +135,10 @@ class Runner:
         if moved:
             await self._move_backstop(wall)
 
-    async def change_egress(self, egress: EgressSpec) -> EgressReport:
+    async def change_egress(self, egress: EgressSpec, credentials: Credentials | None = None) -> EgressReport:
         """Change what it may reach. Raises what `patch` raises, and `egress_not_applied`."""
         self._require_live()
-        return await change_egress(self.life, self._tools, egress)
+        return await change_egress(self.life, self._tools, egress, credentials)
 
     def _require_live(self) -> None:
         life = self.life

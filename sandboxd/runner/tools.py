@@ -37,5 +37,7 @@ class Tools:
     """Tells whether the file system of the upper directories has no space left."""
     drain_seconds: float
     backstop_margin_seconds: float
+    authorities: str = ""
+    """Certificates, in PEM, of what is trusted outside: for images that have none."""
     counts: Counts = field(default_factory=Counts)
     keep_failure: KeepFailure = keep_nothing

@@ -16,13 +16,14 @@ from sandboxd.hooks.guest import GuestHook
 from sandboxd.hooks.launch import LaunchHook
 from sandboxd.hooks.rootfs import RootfsHook
 from sandboxd.hooks.slot import SlotHook
+from sandboxd.hooks.trust import TrustHook
 from sandboxd.hooks.tunnels import TunnelsHook
 from sandboxd.network.base import NoPublicPortError
 from sandboxd.network.fake import FakeNetwork
 from sandboxd.runtime.fake import FakeRuntime
 from tunnel_kit import tunnel
 
-NAMES = ("slot", "rootfs", "egress", "tunnels", "launch", "guest", "entrypoint")
+NAMES = ("slot", "rootfs", "egress", "tunnels", "launch", "guest", "trust", "entrypoint")
 
 
 class Bench:
@@ -45,6 +46,7 @@ class Bench:
                 runtime, clock, points, upper_dir=upper, guest_dir=Path("/guest"), backstop_margin_seconds=60
             ),
             "guest": GuestHook(runtime, clock, os.urandom, points, resolvers=("1.1.1.1",), backstop_margin_seconds=60),
+            "trust": TrustHook(runtime, points),
             "entrypoint": EntrypointHook(runtime, points),
         }
         ways = [tunnel("tcp"), tunnel("udp", letter="b"), tunnel("http", None, letter="c")]
@@ -81,7 +83,7 @@ async def bench(tmp_path: Path) -> Bench:
 
 
 def steps_of(wanted: Callable[[str], bool]) -> list[tuple[str, str]]:
-    hooks = (SlotHook, RootfsHook, EgressHook, TunnelsHook, LaunchHook, GuestHook)
+    hooks = (SlotHook, RootfsHook, EgressHook, TunnelsHook, LaunchHook, GuestHook, TrustHook)
     return [(hook.name, step) for hook in hooks for step in hook.steps if wanted(step)]
 
 

@@ -37,6 +37,8 @@ CLAIMING = (
     "launch.limited",
     "guest.init",
     "guest.initialized",
+    "trust.install",
+    "trust.installed",
     "entrypoint.start",
     "entrypoint.started",
     "start.acknowledge",

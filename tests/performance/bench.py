@@ -409,6 +409,7 @@ BENCHMARKS: dict[str, Callable[[Platform, RawBox], Awaitable[list[Row]]]] = {
     "tunnels": lambda platform, raw: importlib.import_module("raw_tunnels").tunnels(platform, raw),
     **egress.benchmarks(client),
     "names": lambda platform, raw: importlib.import_module("names").names(platform, raw),
+    "inject": lambda platform, raw: importlib.import_module("inject").inject(platform, raw),
     "gateway": lambda platform, raw: importlib.import_module("gateway").gateway(platform, raw),
     "builds": lambda platform, raw: importlib.import_module("builds").builds(platform, raw),
     "sampling": lambda platform, raw: importlib.import_module("sampling").sampling(platform, raw),
