@@ -30,6 +30,8 @@ _WHERE = "ifname . inet_proto . ipv4_addr . inet_service"
 _PACKET = "iifname . meta l4proto . ip daddr . th dport"
 _BY_POLICY = "meta mark . meta l4proto . ip daddr . th dport"
 """`meta mark` is the policy in force, looked up first: an older one's elements are never met."""
+_ANSWER = "oifname . meta l4proto . ip saddr . th sport"
+_ANSWER_BY_POLICY = "meta mark . meta l4proto . ip saddr . th sport"
 _POLICY = "mark . inet_proto . ipv4_addr . inet_service"
 _SANDBOXES = f'"{SLOT_PREFIX}*"'
 
@@ -155,13 +157,18 @@ def _ways_in() -> str:
 
 
 def _forward(tunnels: str) -> str:
-    """What passes between sandboxes and the uplink. Between sandboxes, and from the uplink unasked, nothing does."""
+    """What passes between sandboxes and the uplink. Between sandboxes, and from the uplink unasked, nothing does.
+
+    An answer is judged like what it answers: whichever side speaks first after a
+    policy has changed, what that forbids is dead. What the platform denies has had no connection before either, or it
+    is ended when that changes.
+    """
     return f"""
   chain forward {{
     type filter hook forward priority filter; policy drop;
     tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu
 {tunnels}
-    iifname "{UPLINK}" oifname {_SANDBOXES} ct state established,related accept
+    iifname "{UPLINK}" oifname {_SANDBOXES} ct state established,related ct direction reply goto answers
     iifname != {_SANDBOXES} drop
     oifname != "{UPLINK}" goto refuse
     ct state invalid goto refuse
@@ -181,6 +188,21 @@ def _forward(tunnels: str) -> str:
     iifname @open_if goto permit
     goto refuse
   }}
+
+  chain answers {{
+    oifname . ct mark @live accept
+    ct state related drop
+    meta mark set oifname map @marks
+    {_ANSWER_BY_POLICY} @deny drop
+    oifname @named_if meta l4proto {{ tcp, udp }} th sport {{ {", ".join(map(str, DNS_PORTS))} }} drop
+    {_ANSWER} @learned goto go_on
+    {_ANSWER} @learned_ranges goto go_on
+    oifname @judged_if tcp sport {{ 80, 443 }} drop
+    oifname @judged_if udp sport 443 drop
+    {_ANSWER_BY_POLICY} @allow goto go_on
+    oifname @open_if goto go_on
+    drop
+  }}
 """
 
 
@@ -198,6 +220,11 @@ def _verdicts() -> str:
     ct state new iifname @new_rates goto refuse_rate
     ct state new iifname @counts goto refuse_count
     ct mark set iifname map @marks
+    accept
+  }}
+
+  chain go_on {{
+    ct mark set oifname map @marks
     accept
   }}
 

@@ -101,6 +101,7 @@ class KernelNetwork:
         self._held: dict[str, Slot] = {}
         self._sockets: queue.SimpleQueue[socket.socket] = queue.SimpleQueue()
         self._refill: Future[None] | None = None
+        self._sweeping = False
         self._node_addresses: frozenset[IPv4Address] = frozenset()
         self._public_address = _LOOPBACK
 
@@ -345,9 +346,25 @@ class KernelNetwork:
                 break
 
     def _sweep_later(self) -> None:
-        """Have what older policies have left removed when nobody waits."""
+        """Have what older policies have left removed when nobody waits, with pauses for those who come next."""
+        if self._sweeping:
+            return
+        loop = asyncio.get_running_loop()
         with contextlib.suppress(NetworkError):
-            self._thread("births").submit(self._sweep, Urgency.BACKGROUND)
+            done = self._thread("births").submit(self._policies.sweep, Urgency.BACKGROUND)
+            self._sweeping = True
+            done.add_done_callback(partial(_tell, loop, self._swept))
+
+    def _swept(self, done: Future[float | None]) -> None:
+        pause = None if done.cancelled() or done.exception() is not None else done.result()
+        if pause is None:
+            self._sweeping = False
+        else:
+            asyncio.get_running_loop().call_later(pause, self._sweep_on)
+
+    def _sweep_on(self) -> None:
+        self._sweeping = False
+        self._sweep_later()
 
     def _refill_pool(self) -> None:
         """Make slots in the background until there are enough, one after the other."""
@@ -375,10 +392,6 @@ class KernelNetwork:
             return
         router.give_back(slot, keep=keep)
         self._held.pop(sandbox_id, None)
-
-    def _sweep(self) -> None:
-        if self._policies.sweep():
-            self._sweep_later()
 
     def _take_over(self, kept: list[Slot]) -> None:
         with refusals("the router's table cannot be read"):
@@ -408,3 +421,8 @@ class KernelNetwork:
         unpin(self._router_pin)
         self._ports.forget()
         self._host.close()
+
+
+def _tell(loop: asyncio.AbstractEventLoop, told: Callable[[Future[_T]], None], done: Future[_T]) -> None:
+    with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        loop.call_soon_threadsafe(told, done)

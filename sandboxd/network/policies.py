@@ -42,6 +42,9 @@ MOST_LEARNED: Final = 1024
 
 _SWEPT_AT_ONCE: Final = 1
 """Each costs the kernel up to ten milliseconds where there are tens of thousands, and whoever comes next waits."""
+_SWEEP_PAUSE_SECONDS: Final = 0.1
+_SWEPT_WITHOUT_PAUSE: Final = 2000
+"""What is out of use costs memory, and what comes next a little more: from so many on it goes as fast as it can."""
 _KEPT_SECONDS: Final = 3600
 """How long a connection may outlive what its name has led to and still be judged by that name."""
 _GRACE_SECONDS: Final = 30
@@ -60,6 +63,8 @@ class _Known:
     elements: set[Element] = field(default_factory=set[Element])
     stale: set[Element] = field(default_factory=set[Element])
     """Of older policies, out of use."""
+    unsettled: bool = False
+    """Connections that began while the policy was changed may still be tracked, though nothing of them is carried."""
     learned: dict[Element, dict[str, float]] = field(default_factory=dict[Element, dict[str, float]])
     """The names that led there, and until when (boot time). One that is over is kept for connections that it began."""
 
@@ -112,10 +117,12 @@ class SlotPolicies:
                 # through all of the node's connections would be most of what a claim takes.
                 self._change(slot, known, policy)
                 return 0
-            # Alive before: in between, the kernel may have reset some that sent something.
-            alive = {flow.identity for flow in self._flows.of_slot(slot.index) if _counts(flow)}
+            # Listed before, while they are as they were: from the change on the kernel carries nothing that is
+            # forbidden, either way, and resets what sends something.
+            flows = self._flows.of_slot(slot.index)
             self._change(slot, known, policy)
-            return len(alive & self._end_forbidden(slot, known))
+            known.unsettled = True
+            return self._end_forbidden(slot, known, flows)
         except (FirewallError, FlowsError) as error:
             _log.error("policy_not_applied", slot=slot.index, error=str(error))
             self.close(slot)
@@ -135,19 +142,34 @@ class SlotPolicies:
         except (FirewallError, FlowsError) as error:
             raise NetworkError(f"slot {slot.index} cannot be closed: {error}") from error
 
-    def sweep(self) -> bool:
-        """Remove a little of what is out of use; tells whether there is more."""
+    def sweep(self) -> float | None:
+        """Remove a little of what is out of use; returns in how many seconds to go on. None: there is no more."""
         for index, known in self._known.items():
+            if known.unsettled:
+                self._settle(index, known)
+                return 0
             if known.stale:
                 some = tuple(itertools.islice(known.stale, _SWEPT_AT_ONCE))
                 try:
                     self._firewall.apply(Change(remove=some))
                 except FirewallError as error:
                     _log.warning("policy_not_swept", slot=index, error=str(error))
-                    return False
+                    return None
                 known.stale.difference_update(some)
-                return True
-        return False
+                left = sum(len(other.stale) for other in self._known.values())
+                return 0 if left > _SWEPT_WITHOUT_PAUSE else _SWEEP_PAUSE_SECONDS
+        return None
+
+    def _settle(self, index: int, known: _Known) -> None:
+        known.unsettled = False
+        current = slot_mark(index) | known.generation
+        try:
+            older = [flow for flow in self._flows.of_slot(index) if flow.mark != current]
+            if known.policy is not None:
+                model = Model((*known.elements, *known.learned), self.platform)
+                self._flows.end(flow for flow in older if not _may_go_on(flow, model))
+        except FlowsError as error:
+            _log.warning("connections_not_settled", slot=index, error=str(error))
 
     def forget(self, slot: Slot) -> None:
         """Remove whatever a slot has that is no more."""
@@ -212,19 +234,19 @@ class SlotPolicies:
         mine = self._firewall.slot_elements().get(slot.interface, set())
         known.see(mine)
 
-    def _end_forbidden(self, slot: Slot, known: _Known) -> set[bytes]:
-        """End what the policy in force forbids: its packets are refused already, now its answers do not come in.
+    def _end_forbidden(self, slot: Slot, known: _Known, flows: Iterable[Flow]) -> int:
+        """End what of these the policy in force forbids: the kernel refuses it already, and so will a later policy.
 
-        Returns the identities of what was ended.
+        Returns how many of them somebody misses.
         """
         model = Model((*known.elements, *known.learned), self.platform)
         allowed: list[Flow] = []
         forbidden: list[Flow] = []
-        for flow in self._flows.of_slot(slot.index):
+        for flow in flows:
             (allowed if _may_go_on(flow, model) else forbidden).append(flow)
         self._flows.end(forbidden)
         self._flows.mark(allowed, slot_mark(slot.index) | known.generation)
-        return {flow.identity for flow in forbidden}
+        return sum(map(_counts, forbidden))
 
 
 def _counts(flow: Flow) -> bool:
@@ -236,7 +258,8 @@ def _may_go_on(flow: Flow, model: Model) -> bool:
     if flow.redirected:
         # Whose name is not allowed any more is closed by the proxy; a question to the resolver is asked anew.
         return flow.protocol == _TCP and model.serves(new=False)
-    outcome = model.later_packet(protocol_name(flow.protocol), flow.destination, flow.destination_port)
+    name = protocol_name(flow.protocol)
+    outcome = model.later_packet(name, flow.destination, 0 if name == "icmp" else flow.destination_port)
     return outcome is Outcome.ACCEPT
 
 

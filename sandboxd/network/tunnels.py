@@ -13,9 +13,9 @@ from typing import Literal, Protocol, TypeVar, cast
 
 import structlog
 
-from netpolicy.connections import Connections, Flow, answers_to
 from netpolicy.elements import Change
 from netpolicy.firewall import Firewall
+from netpolicy.flows import Flow, Flows, answers_to
 from netpolicy.tunnels import IN, OUT, RawTunnel, router_elements, source_elements
 from sandboxd.contract.tunnels import NodeTunnel
 from sandboxd.network.base import NetworkError, Slot
@@ -48,8 +48,8 @@ class RawTunnels:
         self._run = run
         self._open: dict[str, RawTunnel] = {}
         self._changing = asyncio.Lock()
-        self._inner = Connections()
-        self._outer = Connections()
+        self._inner = Flows()
+        self._outer = Flows()
 
     def close(self) -> None:
         """Let go of everything; the kernel keeps the tunnels."""
@@ -151,15 +151,13 @@ class RawTunnels:
 
     def _end_inside(self, tunnel: RawTunnel, which: Callable[[Flow], bool]) -> list[Flow]:
         with refusals(f"connections of the tunnel on port {tunnel.public_port} cannot be ended"):
-            flows = [flow for flow in self._inner.marked(tunnel.mark) if which(flow)]
-            for flow in flows:
-                self._inner.end(flow)
+            flows = [flow for flow in self._inner.every(tunnel.mark) if which(flow)]
+            self._inner.end(flows)
         return flows
 
     def _end_outside(self, flows: list[Flow]) -> None:
         with refusals("connections of a tunnel cannot be ended on the host's side"):
-            for flow in flows:
-                self._outer.end(answers_to(flow), reply=True)
+            self._outer.end_answered(answers_to(flow) for flow in flows)
 
 
 def raw(slot: Slot, tunnel: NodeTunnel, public_port: int) -> RawTunnel:

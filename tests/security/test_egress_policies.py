@@ -15,6 +15,7 @@ import pytest
 
 from egress_targets import Target, answered, probe_argv
 from netpolicy.firewall import Firewall, FirewallError
+from netpolicy.flows import Flow, Flows
 from netpolicy.platform import Platform
 from netpolicy.router_side import HTTP_PORT, RESOLVER_PORT, TLS_PORT
 from network_world import HOST_PRIVATE, HOST_PUBLIC, PUBLIC, World
@@ -194,6 +195,35 @@ async def test_a_connection_that_only_listens_is_cut_as_well(scene: Scene) -> No
         listening.settimeout(0.2)
         with pytest.raises((TimeoutError, ConnectionResetError)):
             await asyncio.to_thread(listening.recv, 100)
+
+
+def _nothing(_flows: Flows, _index: int) -> list[Flow]:
+    return []
+
+
+async def test_the_table_alone_stops_what_is_forbidden_both_ways(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection that no listing has found, as one that begins in that very moment: no end of it was noticed."""
+    with World.do(scene.world.internet_netns, socket.socket) as server, await scene.a_socket() as inside:
+        server.bind(("", 9000))
+        server.listen()
+        server.settimeout(PATIENCE_SECONDS)
+        await scene.apply(mode="open")
+        await asyncio.to_thread(inside.connect, (PUBLIC, 9000))
+        outside, _ = await asyncio.to_thread(server.accept)
+        with outside:
+            monkeypatch.setattr(Flows, "of_slot", _nothing)
+            assert await scene.apply(mode="allowlist", allow=[f"{PUBLIC}:9000"]) == 0
+            outside.sendall(b"the answer is judged, and allowed")
+            assert await asyncio.to_thread(inside.recv, 100)
+            assert await scene.apply(mode="allowlist", allow=[f"{PUBLIC}:9001"]) == 0
+            outside.sendall(b"late")
+            inside.settimeout(0.3)
+            with pytest.raises(TimeoutError):
+                await asyncio.to_thread(inside.recv, 100)
+            inside.sendall(b"late")
+            inside.settimeout(PATIENCE_SECONDS)
+            with pytest.raises(ConnectionResetError):
+                await asyncio.to_thread(inside.recv, 100)
 
 
 async def test_the_same_policy_again_touches_nothing(scene: Scene) -> None:
