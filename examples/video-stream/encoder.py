@@ -32,12 +32,12 @@ def command(ffmpeg: str, seconds: float, *output: str) -> list[str]:
     square = "floor(X/8)"
     word = f"if(lt({square},40),ld(0)/pow(2,{square}),N/pow(2,{square}-40))"
     stamp = f"geq=lum='{now}*0+if(gte(mod(floor({word}),2),1),235,16)'"
-    length = ["-t", str(seconds)]
+    # One source, so that nothing waits for anything: the stamp is painted when the picture is made.
+    paint = f"[0:v]split[whole][edge];[edge]crop=512:16:0:0,format=gray,{stamp}[stamp];[whole][stamp]overlay=0:0"
     return [
         *(ffmpeg, "-hide_banner", "-loglevel", "error", "-nostdin", "-filter_complex_threads", "1"),
-        *("-re", "-f", "lavfi", *length, "-i", f"testsrc2=size={SIZE}:rate={RATE}"),
-        *("-f", "lavfi", *length, "-i", f"color=size=512x16:rate={RATE}"),
-        *("-filter_complex", f"[1:v]format=gray,{stamp}[stamp];[0:v][stamp]overlay=0:0,format=yuv420p"),
+        *("-re", "-f", "lavfi", "-t", str(seconds), "-i", f"testsrc2=size={SIZE}:rate={RATE}"),
+        *("-filter_complex", f"{paint},format=yuv420p"),
         *("-c:v", "libx264", "-preset", "ultrafast", "-tune", "zerolatency", "-b:v", "1500k"),
         # A key frame a second: who comes later, or loses something, has a picture again that soon.
         *("-g", str(RATE), "-keyint_min", str(RATE), "-sc_threshold", "0"),
@@ -62,7 +62,9 @@ def rtp(ffmpeg: str, port: int, reports_port: int, seconds: float) -> int:
     (host, to), (_, reports_to) = viewers
     # From the very ports that the viewer asked at, to the very ports that it asked from: that is what a reply is.
     where = f"rtp://{host}:{to}?rtcpport={reports_to}&localrtpport={port}&localrtcpport={reports_port}&pkt_size=1472"
-    return subprocess.call(command(ffmpeg, seconds, "-f", "rtp", "-sdp_file", "/dev/null", where))
+    return subprocess.call(
+        command(ffmpeg, seconds, "-rtpflags", "send_bye", "-f", "rtp", "-sdp_file", "/dev/null", where)
+    )
 
 
 def ts(ffmpeg: str, port: int, seconds: float) -> int:
@@ -96,14 +98,14 @@ def push(ffmpeg: str, url: str, seconds: float) -> int:
 
 
 def take(ffmpeg: str, port: int) -> int:
-    listening = ["-rtsp_flags", "listen", "-rtsp_transport", "tcp", "-i", f"rtsp://0.0.0.0:{port}/live"]
-    return measure(ffmpeg, *listening)
+    listening = ["-rtsp_flags", "listen", "-listen_timeout", "60", "-rtsp_transport", "tcp"]
+    return measure(ffmpeg, *listening, "-i", f"rtsp://0.0.0.0:{port}/live")
 
 
 def measure(ffmpeg: str, *given: str) -> int:
     """Decode a stream as soon as it comes, and print what meter.py reads from it."""
-    soon = ["-fflags", "nobuffer", "-flags", "low_delay", "-threads", "1", "-probesize", "65536"]
-    decode = [ffmpeg, "-hide_banner", "-loglevel", "error", "-nostdin", *soon, "-analyzeduration", "500000", *given]
+    soon = ["-flags", "low_delay", "-threads", "1", "-probesize", "65536", "-analyzeduration", "200000"]
+    decode = [ffmpeg, "-hide_banner", "-loglevel", "error", "-nostdin", *soon, *given]
     raw = ["-map", "0:v", "-fps_mode", "passthrough", "-vf", CROP, "-flush_packets", "1", "-f", "rawvideo", "-"]
     decoding = subprocess.Popen([*decode, *raw], stdout=subprocess.PIPE)
     meter = subprocess.call([sys.executable, str(Path(__file__).with_name("meter.py"))], stdin=decoding.stdout)

@@ -6,7 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from harness import Platform
+from harness import Platform, cache_dir
+from infra.setup import wheels
 from network_world import World
 from tunnel_kit import Outside
 
@@ -25,6 +26,20 @@ def test_a_stream_comes_out_of_a_sandbox_through_its_tunnel(platform: Platform, 
     assert "rtp://" in done.stdout
     measured = json.loads(report.read_text())
     assert (measured["sent"], measured["received"]) == (200, 200)
+
+
+def test_a_real_encoder_is_watched_through_its_tunnels(platform: Platform, tmp_path: Path) -> None:
+    """RTP and its reports; the other ways, and a viewer outside, are in `tests/acceptance`."""
+    packages = wheels.wheels_of(cache_dir(), wheels.FFMPEG_SMALL)
+    assert packages.is_dir(), "run 'make test-tools'"
+    report = tmp_path / "report.json"
+    environment = os.environ | {"SANDLOT_URL": platform.url, "SANDLOT_API_KEY": platform.key}
+    argv = [sys.executable, str(_EXAMPLE.with_name("watch_video.py")), "--way", "rtp", "--seconds", "2"]
+    more = ["--packages", str(packages), "--ffmpeg", str(wheels.ffmpeg_of(packages)), "--report", str(report)]
+    done = subprocess.run([*argv, *more], env=environment, capture_output=True, text=True, check=False, timeout=200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    measured = json.loads(report.read_text())["rtp"]
+    assert (measured["pictures"], measured["damaged"], measured["packets_lost"]) == (60, 0, 0)
 
 
 def test_the_same_camera_is_watched_from_outside(platform: Platform, tmp_path: Path) -> None:

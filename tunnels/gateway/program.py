@@ -7,6 +7,7 @@ import socket
 import sys
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
+from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 import structlog
@@ -27,6 +28,7 @@ _HELLO_SECONDS = 5.0
 _HANDSHAKE_SECONDS = 10.0
 """Until it is done a connection counts as nobody's."""
 _DRAIN_SECONDS = 2.0
+_ELSEWHERE = ("192.0.2.1", 9)
 
 
 @asynccontextmanager
@@ -98,7 +100,19 @@ def _listen(host: str, port: int) -> socket.socket:
 
 def _url(scheme: str, listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
+    if ip_address(host).is_unspecified:
+        host = _own_address()
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+
+
+def _own_address() -> str:
+    """Return this machine's address on its default route: what stands for all of them to clients elsewhere."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as route:
+        try:
+            route.connect(_ELSEWHERE)  # nothing is sent
+        except OSError:
+            return "127.0.0.1"
+        return str(route.getsockname()[0])
 
 
 async def _serve(config: GatewayConfig) -> None:
