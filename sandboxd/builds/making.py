@@ -6,26 +6,29 @@ import json
 import os
 import shutil
 import signal
-import stat
 import sys
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol, cast
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
+from sandboxd.builds.assembly import assemble, learn
 from sandboxd.builds.plan import config_json
+from sandboxd.builds.table import Table
 from sandboxd.cgroups import pidfds
 from sandboxd.contract.images import ImageReason
 from sandboxd.contract.messages import NodeImage
 from sandboxd.hooks.base import FailPoints
 from sandboxd.images.base import ImageConfig, ImageDamagedError, Origin
-from sandboxd.images.erofs import Sum, sum_up
+from sandboxd.images.erofs import Sum
 from sandboxd.images.runners import JobError
 from sandboxd.images.store import ImageStore
+from sandboxd.images.threads import in_thread
 from sandboxd.images.tree import ImportLimits
+from sandboxd.images.unit_sums import UnitSums
 
 STEPS: Final = ("make.start", "make.work", "make.keep", "make.kept")
 """What the making of an image reaches."""
@@ -72,16 +75,7 @@ class Difference(Protocol):
     async def __call__(self, into: int, /) -> None: ...
 
 
-class _Sum(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-    digest: str = Field(pattern=r"^sha256:[0-9a-f]{64}$")
-    size_bytes: int = Field(ge=0, le=2**53)
-    superblock: str = Field(pattern=r"^[0-9a-f]{64}$")
-
-
 class _Made(BaseModel):
-    sum: _Sum
     dropped: dict[str, int] = Field(max_length=64)
 
 
@@ -94,6 +88,7 @@ class Maker:
         self._uid = uid
         self._points = points
         self._limits = limits or ImportLimits()
+        self._sums = UnitSums(store.directory)
 
     async def make(
         self,
@@ -113,12 +108,18 @@ class Maker:
             answer = await request.answer(difference)
             made = _Made.model_validate(answer)
             await self._points.reach("make.keep")
-            summed = Sum(made.sum.digest, made.sum.size_bytes, made.sum.superblock)
             built = request.work / "image.erofs"
-            await asyncio.to_thread(_check, built, summed)
+            summed, table = await in_thread(lambda: _assemble(built, request.work / "table", parent))
             image = await self._store.adopt(built, summed, (), config, origin)
             await self._points.reach("make.kept")
+            made_of = self._store.directory / f"{summed.digest.removeprefix('sha256:')}.erofs"
+            # Only whoever builds on this image is quicker for it.
+            asyncio.get_running_loop().run_in_executor(None, self._learn, made_of, parent, table)
             return Product(image=image, dropped=made.dropped)
+
+    def _learn(self, image: Path, parent: Path | None, table: Table) -> None:
+        with suppress(OSError, ValueError, ImageDamagedError):  # an image may be gone before
+            learn(self._sums, image, parent, table)
 
     async def digests(self, copies: Sequence[Change], context: Path | None) -> list[str | None]:
         """Return a digest of what each copy takes from the context; None where there is nothing to take. JobError."""
@@ -142,9 +143,9 @@ class Maker:
             own.mkdir(mode=0o700)
             if os.geteuid() == 0:
                 os.chown(own, self._uid, self._uid)
-            request = _Request(own, self._points)
+            request = _Request(own, self._points, self._sums)
             try:
-                request.fill(what, parent, changes, context)
+                await in_thread(lambda: request.fill(what, parent, changes, context))
                 request.body |= {
                     "uid": self._uid,
                     "size_bytes": self._limits.size_bytes,
@@ -158,8 +159,9 @@ class Maker:
 class _Request:
     """One request to one worker."""
 
-    def __init__(self, work: Path, points: FailPoints) -> None:
+    def __init__(self, work: Path, points: FailPoints, sums: UnitSums) -> None:
         self.work = work
+        self._sums = sums
         self.body: dict[str, Any] = {}
         self._points = points
         self._open: list[int] = []
@@ -170,6 +172,9 @@ class _Request:
         rows = [self._row(change) for change in changes]
         name = "copies" if what == "digest" else "changes"
         self.body = {"do": what, "parent": self._number(parent), "context": self._number(context), name: rows}
+        images = {path for path in (parent, *(change.image for change in changes)) if path is not None}
+        known = {self._number(image): self._sums.path(image) for image in images}
+        self.body["units"] = {str(number): self._number(path) for number, path in known.items() if path is not None}
 
     def _row(self, change: Change) -> dict[str, Any]:
         row: dict[str, Any] = {"kind": change.kind, "image": self._number(change.image), "path": change.path}
@@ -308,15 +313,8 @@ def _read(answering: int) -> dict[str, Any]:
     return found
 
 
-def _check(built: Path, summed: Sum) -> None:
-    """Look at what a worker made before it is used: all images are known by their digests, so it is read again."""
-    status = built.lstat()
-    if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
-        raise JobError(ImageReason.CORRUPT, "What was put together is no file.")
+def _assemble(built: Path, said: Path, parent: Path | None) -> tuple[Sum, Table]:
     try:
-        found = sum_up(built)
-    except ImageDamagedError as error:
-        raise JobError(ImageReason.CORRUPT, f"What was put together is no image: {error}.") from error
-    if found != summed:
-        raise JobError(ImageReason.CORRUPT, "What was put together is not what it is said to be.")
-    os.chown(built, os.geteuid(), os.getegid())
+        return assemble(built, said, parent)
+    except OSError as error:
+        raise JobError(ImageReason.TOO_LARGE, f"The image could not be written: {error.strerror}.") from error

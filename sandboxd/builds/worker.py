@@ -12,21 +12,24 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 from sandboxd.builds.copying import Copy, Copying, Destination, NothingToCopyError, leave_out
 from sandboxd.builds.globs import Ignore, PatternError
+from sandboxd.builds.table import render
 from sandboxd.builds.upper import Upper
 from sandboxd.images.content import Contents, Spool
 from sandboxd.images.erofs import ImageBuildError, SourceDamagedError, SourceTooLargeError
+from sandboxd.images.erofs_layout import BLOCK
 from sandboxd.images.erofs_reader import ErofsImage, ImageContents
-from sandboxd.images.erofs_writer import write_image
+from sandboxd.images.erofs_writer import write_without
 from sandboxd.images.filetree import ROOT, FileTree
 from sandboxd.images.stack import Dropped, Stack
 from sandboxd.images.tar_stream import ByteStream, TarStream
 from sandboxd.images.tree import ImportLimits, Tally
+from sandboxd.images.unit_sums import KnownUnits, parse
 
 _PIECE: Final = 1024 * 1024
 _PR_SET_NO_NEW_PRIVS: Final = 38
@@ -120,14 +123,26 @@ class Work:
     def _apply(self) -> dict[str, Any]:
         request = self._request
         tree = FileTree(self._limits)
+        parent: ErofsImage | None = None
         if request["parent"] is not None:
-            self._read(int(request["parent"]), tree)
+            parent = self._read(int(request["parent"]), tree)
         for row in request["changes"]:
             self._change(tree, row)
         tally = Tally(self._limits)
         apart = str(request["apart"]).encode()
-        summed, _ = write_image(tree, self._contents, Path("image.erofs"), apart=apart, tick=tally.go_on)
-        return {"sum": asdict(summed), "dropped": dict(self._left_out + Counter(self._dropped))}
+
+        def lies(unit: int) -> int | None:
+            """Say where the parent, which was read first, has a unit as the image is to have it."""
+            place = None if parent is None else self._sink.place(unit)
+            if parent is None or place is None:
+                return None
+            end = place + self._sink.units.lengths[unit]
+            filled = place % BLOCK == 0 and not parent.data[end : end + -end % BLOCK].strip(b"\0")
+            return place if filled and end + -end % BLOCK <= len(parent.data) else None
+
+        moves = write_without(tree, self._contents, Path("image.erofs"), lies, apart=apart, tick=tally.go_on)
+        Path("table").write_bytes(render(moves))
+        return {"dropped": dict(self._left_out + Counter(self._dropped))}
 
     def _change(self, tree: FileTree, row: Mapping[str, Any]) -> None:
         kind = row["kind"]
@@ -154,8 +169,18 @@ class Work:
             self._images[descriptor] = tree
         return self._images[descriptor]
 
-    def _read(self, descriptor: int, tree: FileTree) -> None:
-        ErofsImage(descriptor).read(tree, self._contents, self._sink, Tally(self._limits))
+    def _read(self, descriptor: int, tree: FileTree) -> ErofsImage:
+        image = ErofsImage(descriptor)
+        image.read(tree, self._contents, self._sink, Tally(self._limits), self._known(descriptor))
+        return image
+
+    def _known(self, descriptor: int) -> KnownUnits | None:
+        """Return what the node knows of an image's units."""
+        number = self._request["units"].get(str(descriptor))
+        if number is None:
+            return None
+        with os.fdopen(int(number), "rb", closefd=False) as file:
+            return parse(file.read())
 
     def _read_context(self) -> FileTree:
         if self._context is None:

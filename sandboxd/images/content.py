@@ -117,11 +117,15 @@ class Spool:
 
     def note(self, data: bytes, place: int) -> int:
         """Know a unit that lies elsewhere: `place` is below -1, and `get` is not asked for it."""
-        digest = hashlib.sha256(data).digest()
+        zeros = not data.lstrip(b"\0")
+        return self.know(hashlib.sha256(data).digest(), len(data), place, zeros=zeros)
+
+    def know(self, digest: bytes, length: int, place: int, *, zeros: bool) -> int:
+        """Know a unit that lies elsewhere without having its bytes."""
         unit = self.units.find(digest)
         if unit is not None:
             return unit
-        return self.units.add(digest, len(data), place if data.lstrip(b"\0") else _NOWHERE)
+        return self.units.add(digest, length, _NOWHERE if zeros else place)
 
     def get(self, unit: int) -> bytes | None:
         place = self.units.places[unit]
@@ -152,7 +156,10 @@ class Contents:
 
     def add(self, pieces: Iterable[bytes | int]) -> int:
         """Keep what a file holds, piece by piece; a number stands for as many zeros."""
-        units = array("I", self._cut(pieces))
+        return self.row(array("I", self._cut(pieces)))
+
+    def row(self, units: "array[int]") -> int:
+        """Keep what a file holds that is these units."""
         if len(units) == 1:
             return units[0]
         digest = hashlib.sha256(b"".join(self.sink.units.digest(unit) for unit in units)).digest()

@@ -7,6 +7,7 @@ it is read as if it were not: whatever leads out of the file, or round in circle
 import mmap
 import stat
 import struct
+from array import array
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Final, Self
@@ -15,6 +16,7 @@ from sandboxd.images.content import UNIT_BYTES, Contents, Spool, Units
 from sandboxd.images.erofs import SUPERBLOCK_OFFSET, ImageBuildError
 from sandboxd.images.filetree import LONGEST_TARGET, ROOT, FileTree
 from sandboxd.images.tree import Tally
+from sandboxd.images.unit_sums import KnownUnits
 
 _MAGIC: Final = 0xE0F5E1E2
 _SUPERBLOCK: Final = struct.Struct("<IIIBBHQQIIII16s16sI")
@@ -47,6 +49,15 @@ class ImageContents:
         self._end += len(data)
         return first
 
+    def know(self, digest: bytes, length: int, place: int, *, zeros: bool) -> int:
+        """Know a unit that lies in an image, by its digest."""
+        return self._spool.know(digest, length, _FROM_IMAGES - place, zeros=zeros)
+
+    def place(self, unit: int) -> int | None:
+        """Return where a unit lies that an image brought."""
+        place = self.units.places[unit]
+        return None if place > _FROM_IMAGES else _FROM_IMAGES - place
+
     def at(self, place: int) -> None:
         """Say where the next unit lies already."""
         self._next = place
@@ -77,6 +88,7 @@ class ErofsImage:
         self._made_ns = fields[7] * _SECOND + fields[8]
         self._inodes = fields[10] << bits
         self._root = root
+        self._units: KnownUnits | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -84,8 +96,16 @@ class ErofsImage:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.data.close()
 
-    def read(self, tree: FileTree, contents: Contents, sink: ImageContents, tally: Tally) -> None:
-        """Fill an empty tree, whose contents are `contents` over `sink`."""
+    def read(
+        self,
+        tree: FileTree,
+        contents: Contents,
+        sink: ImageContents,
+        tally: Tally,
+        units: KnownUnits | None = None,
+    ) -> None:
+        """Fill an empty tree, whose contents are `contents` over `sink`. `units`: what need not be hashed again."""
+        self._units = units
         first = sink.add_image(self.data)
         known: dict[int, int] = {}
         parts = self._inode(self._root)
@@ -130,7 +150,23 @@ class ErofsImage:
             raise ImageBuildError("a file of the image is larger than the image")
         if inode.tail:
             return tree.file(parent, name, contents.add(self._pieces(inode)))
-        return tree.file(parent, name, contents.add(self._placed(inode, sink, first)))
+        known = self._known(inode, sink, first)
+        content = contents.add(self._placed(inode, sink, first)) if known is None else contents.row(known)
+        return tree.file(parent, name, content)
+
+    def _known(self, inode: "_Inode", sink: ImageContents, first: int) -> "array[int] | None":
+        """Return a file's units by what is known of them; None where something is not."""
+        if self._units is None or not inode.size or inode.start + inode.size > len(self.data):
+            return None
+        made = array("I")
+        for at in range(0, inode.size, UNIT_BYTES):
+            begin, length = inode.start + at, min(UNIT_BYTES, inode.size - at)
+            digest = self._units.find(begin, length)
+            if digest is None:
+                return None
+            zeros = not self.data[begin] and not self.data[begin : begin + length].lstrip(b"\0")
+            made.append(sink.know(digest, length, first + begin, zeros=zeros))
+        return made
 
     def _placed(self, inode: "_Inode", sink: ImageContents, first: int) -> Iterator[bytes]:
         """Read a file by its units, each with its place."""

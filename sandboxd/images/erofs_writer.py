@@ -73,18 +73,14 @@ def write_image(
     tick: Callable[[], None] = lambda: None,
 ) -> tuple[Sum, Extents]:
     """Write the image; `tick` is called now and then and may raise. SourceTooLargeError."""
-    layout = lay_out(tree, contents, first)
-    if layout.total_blocks > MOST_BLOCKS:
-        raise SourceTooLargeError("the image has more blocks than a file system can have")
-    descriptor = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    layout = _laid_out(tree, contents, first)
+    descriptor = _create(target, layout)
     try:
-        os.ftruncate(descriptor, layout.total_blocks * BLOCK)
         with mmap.mmap(descriptor, layout.meta_blocks * BLOCK) as meta:
-            _Metadata(tree, contents, layout, meta).write(tick)
-            superblock = _write_superblock(meta, layout, _identity(meta, contents, layout, apart))
+            superblock = _write_metadata(meta, tree, contents, layout, apart, tick)
             digest = hashlib.sha256(meta)
             extents = Extents(meta_bytes=len(meta))
-        _Data(descriptor, layout.meta_blocks * BLOCK, digest, extents).write(contents, layout, tick)
+        _Data(descriptor, layout.meta_blocks * BLOCK, digest.update, extents).write(contents, layout, tick)
     finally:
         os.close(descriptor)
     summed = Sum(
@@ -93,6 +89,76 @@ def write_image(
         superblock=hashlib.sha256(superblock).hexdigest(),
     )
     return summed, extents
+
+
+@dataclass(slots=True)
+class Moves:
+    """What a file of an image still lacks, for it lies in another one; and what it has."""
+
+    rows: list[tuple[int, int, int]] = field(default_factory=list[tuple[int, int, int]])
+    """Where it belongs, where it lies in the other one, how much of it: in blocks."""
+    units: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
+    """Offset and length of each unit that the file has."""
+
+    def add(self, to: int, start: int, count: int) -> None:
+        if self.rows:
+            last_to, last_start, last_count = self.rows[-1]
+            if (last_to + last_count, last_start + last_count) == (to, start):
+                self.rows[-1] = last_to, last_start, last_count + count
+                return
+        self.rows.append((to, start, count))
+
+
+def write_without(
+    tree: FileTree,
+    contents: Contents,
+    target: Path,
+    lies: Callable[[int], int | None],
+    *,
+    apart: bytes = b"",
+    tick: Callable[[], None] = lambda: None,
+) -> Moves:
+    """Write the same image as `write_image`, without the units that lie in another one, and without a digest.
+
+    `lies` says where a unit lies there, with zeros up to its block's end. SourceTooLargeError.
+    """
+    layout = _laid_out(tree, contents, ())
+    descriptor = _create(target, layout)
+    moves = Moves()
+    try:
+        with mmap.mmap(descriptor, layout.meta_blocks * BLOCK) as meta:
+            _write_metadata(meta, tree, contents, layout, apart, tick)
+            extents = Extents(meta_bytes=len(meta))
+        data = _Data(descriptor, layout.meta_blocks * BLOCK, lambda _: None, extents)
+        data.write(contents, layout, tick, lies, moves)
+    finally:
+        os.close(descriptor)
+    return moves
+
+
+def _laid_out(tree: FileTree, contents: Contents, first: Sequence[int]) -> Layout:
+    layout = lay_out(tree, contents, first)
+    if layout.total_blocks > MOST_BLOCKS:
+        raise SourceTooLargeError("the image has more blocks than a file system can have")
+    return layout
+
+
+def _create(target: Path, layout: Layout) -> int:
+    descriptor = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        os.ftruncate(descriptor, layout.total_blocks * BLOCK)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _write_metadata(
+    meta: mmap.mmap, tree: FileTree, contents: Contents, layout: Layout, apart: bytes, tick: Callable[[], None]
+) -> bytes:
+    """Write all that lies before the data; return the superblock."""
+    _Metadata(tree, contents, layout, meta).write(tick)
+    return _write_superblock(meta, layout, _identity(meta, contents, layout, apart))
 
 
 class _Metadata:
@@ -212,7 +278,9 @@ def _write_superblock(meta: mmap.mmap, layout: Layout, uuid: bytes) -> bytes:
 class _Data:
     """The data behind the metadata, in one pass."""
 
-    def __init__(self, descriptor: int, start: int, digest: "hashlib._Hash", extents: Extents) -> None:
+    def __init__(
+        self, descriptor: int, start: int, digest: "Callable[[bytes | memoryview], None]", extents: Extents
+    ) -> None:
         self._descriptor = descriptor
         self._written = start
         self._digest = digest
@@ -220,9 +288,18 @@ class _Data:
         self._gathered: list[bytes] = []
         self._waiting = 0
 
-    def write(self, contents: Contents, layout: Layout, tick: Callable[[], None]) -> None:
+    def write(
+        self,
+        contents: Contents,
+        layout: Layout,
+        tick: Callable[[], None],
+        lies: Callable[[int], int | None] = lambda _: None,
+        moves: Moves | None = None,
+    ) -> None:
         for content in layout.contents:
             for unit in contents.units(content):
+                if moves is not None and self._leave_out(contents.sink.units.lengths[unit], lies(unit), moves):
+                    continue
                 self._extents.offsets.append(self._written + self._waiting)
                 self._extents.units.append(unit)
                 data = contents.sink.get(unit)
@@ -236,6 +313,17 @@ class _Data:
             tick()
         self._flush()
 
+    def _leave_out(self, length: int, place: int | None, moves: Moves) -> bool:
+        """Leave room for what lies elsewhere."""
+        if place is None:
+            moves.units.append((self._written + self._waiting, length))
+            return False
+        self._flush()
+        blocks = -(-length // BLOCK)
+        moves.add(self._written // BLOCK, place // BLOCK, blocks)
+        self._written += blocks * BLOCK
+        return True
+
     def _gather(self, data: bytes) -> None:
         self._gathered.append(data)
         self._waiting += len(data)
@@ -244,14 +332,16 @@ class _Data:
 
     def _hole(self, count: int) -> None:
         self._flush()
-        self._digest.update(bytes(count))
+        self._digest(bytes(count))
         self._written += count
 
     def _flush(self) -> None:
+        if not self._gathered:
+            return
         view = memoryview(b"".join(self._gathered))
         self._gathered.clear()
         self._waiting = 0
-        self._digest.update(view)
+        self._digest(view)
         while view:
             count = os.pwrite(self._descriptor, view, self._written)
             self._written += count
