@@ -163,7 +163,8 @@ class ErrandRunner:
         found = await _found(events)
         watch.said("progress", f"found {found.digest}: {found.layers} layers, {found.total_bytes} bytes")
         watch.moved(0, found.total_bytes)
-        key = (domain, errand.kind, reference and _repository(reference), found.digest, found.platform, _apart(errand))
+        where = "" if reference is None else _repository(reference)
+        key = (domain, errand.kind, where, found.digest, found.platform, _apart(errand))
         while (made := await self._shared(key, errand, reference, found, watch)) is None:
             if key not in self._flights:
                 break

@@ -344,6 +344,12 @@ class ImageStore:
                 found[record.id] = await self._shelf.manifest(record.stored[0])
         return found
 
+    async def manifest(self, name: ManifestName) -> Manifest:
+        """Read one. ImageDamagedError."""
+        if self._shelf is None:
+            raise ImageDamagedError("there is no store")
+        return await self._shelf.manifest(name)
+
     async def _known(
         self, record: Record, names: Sequence[str], config: ImageConfig, domain: str | None, owes: str | None
     ) -> NodeImage:

@@ -3,6 +3,7 @@ compared with what tar makes of the same layers, to the last attribute."""
 
 import json
 import shutil
+import stat
 import tempfile
 from collections.abc import Generator
 from pathlib import Path
@@ -162,9 +163,10 @@ def test_unpacked_mounted_and_seen_from_inside_are_the_same(
     wanted = walked(program, tree, MOUNTS)
     shutil.rmtree(tree)
     assert len(wanted) > (3000 if name != "static" else 500)
-    for seen in (kernel, inside):
-        found = differences(wanted, seen)
-        assert found == [], found
+    found = differences(wanted, kernel)
+    assert found == [], found
+    found = differences(merged(wanted), merged(inside))
+    assert found == [], found
     ended(platform, sandbox)
 
 
@@ -181,10 +183,15 @@ def seen_inside(platform: Platform, sandbox: dict[str, Any], program: Path) -> d
     return read_rows(got.text)
 
 
+def merged(rows: dict[bytes, Row]) -> dict[bytes, Row]:
+    """Of a directory that may have two layers nobody counts the links: it has one, here as in Linux' overlayfs."""
+    return {path: (*row[:3], 1, *row[4:]) if stat.S_ISDIR(row[0]) else row for path, row in rows.items()}
+
+
 def differences(wanted: dict[bytes, Row], found: dict[bytes, Row]) -> list[Any]:
-    """What is not the same. The root has a directory more, and the time of that."""
+    """What is not the same. The root has a directory more, /etc has files of the sandbox's: so their times are of now."""
     paths = sorted(wanted.keys() | found.keys())
-    changed = {b".": 3, b"": 3}
+    changed = {b".": 3, b"": 3, b"etc": 3}
     rows = ((path, wanted.get(path), found.get(path)) for path in paths)
     return [
         (path, one, other)
