@@ -41,6 +41,10 @@ class Settings(BaseSettings):
     """The registry (`host[:port]`) of an image reference that names none; empty: such references are refused."""
     library_registries: tuple[str, ...] = ()
     """Registries where a repository of one part, such as `python`, is short for `library/python`."""
+    project_builds: int = Field(default=16, ge=0)
+    """Builds of one project on their way at once; 0: no bound of their own."""
+    project_image_mib: int = Field(default=0, ge=0)
+    """What all images of one project may have, the same content once; a further one is refused then. 0: no bound."""
     node_interval_seconds: float = Field(default=5, gt=0)
     """How often a node sends a full report."""
     node_misses: int = Field(default=3, ge=1)

@@ -120,11 +120,19 @@ def image_gc(
     keep: Annotated[list[str] | None, typer.Option(help="Digest of an image that is needed, repeatable.")] = None,
     grace_hours: Annotated[float, typer.Option(min=0, help="Between condemning and deleting.")] = 72,
 ) -> None:
-    """Delete from the store what no node, no tag and no import needs, and has not needed for the time of grace."""
-    plan = asyncio.run(collect(_prepared(), keep or [], grace_hours=grace_hours, dry_run=dry_run))
+    """Delete from the store what no node, no tag, no sandbox and no import needs, and has not needed for a time.
+
+    Where the api is on this box, images of this node go first that have no name and are no project's any more.
+    """
+    done = asyncio.run(collect(_prepared(), keep or [], grace_hours=grace_hours, dry_run=dry_run))
+    plan = done.plan
     for word, names in (("delete", plan.delete), ("condemn", plan.condemn), ("spare", plan.spare)):
         did = f"would {word}" if dry_run else word
         print(f"{did}  {len(names)} objects  {plan.bytes_of(names) >> 20} MiB")
+    for digest, taken in sorted(done.sizes.items()):
+        print(f"  {digest}  {taken.shared >> 20}+{taken.unique >> 20} MiB stored (shared+own)")
+    gone, did = done.forgotten, "would forget" if dry_run else "forget"
+    print(f"{did}  {len(gone.records)} images of this node  {gone.size_bytes >> 20} MiB")
 
 
 def _prepared() -> LauncherConfig:

@@ -46,7 +46,7 @@ async def make(
         require_operator(caller)
     source, reference = _source(platform, caller, spec, bases)
     await image_secrets.require(platform, caller, spec, source)
-    node_id = await _node_for(platform, caller, spec)
+    node_id = await _node_for(platform, caller, spec, bases)
     image = _row(platform, caller, spec.kind, source, reference, node_id, spec.config)
     image.visibility, image.labels = spec.visibility, spec.metadata
     known = await platform.database.write(_promise, caller.project_id, image, _names(spec), key, platform)
@@ -76,7 +76,7 @@ async def imported(platform: Platform, caller: Caller, reference: Reference) -> 
         return coming
     node_id = image_nodes.any_node(platform)
     image = _row(platform, caller, "registry", source, str(reference), node_id, None)
-    image = await platform.database.write(_promise_import, caller.project_id, image)
+    image = await platform.database.write(_promise_import, caller.project_id, image, quotas(platform))
     if image.id not in platform.images.following:
         image_following.follow(platform, image, None)
     return image
@@ -86,13 +86,19 @@ def _is_held(platform: Platform, image: Image) -> bool:
     return any(image.content_id in view.images for view in platform.fleet.views())
 
 
-def _promise_import(connection: Connection, project_id: str, image: Image) -> Image:
+def _promise_import(connection: Connection, project_id: str, image: Image, allowed: store.ImageQuotas) -> Image:
     """Insert, unless the same has been begun since it was looked for: one import however many ask at once."""
     same = store.same_source(connection, project_id, kind=image.kind, reference=image.reference, source=image.source)
     if (coming := next((each for each in same if each.state not in SETTLED), None)) is not None:
         return coming
-    store.insert_new(connection, project_id, image)
+    store.insert_new(connection, project_id, image, allowed)
     return image
+
+
+def quotas(platform: Platform) -> store.ImageQuotas:
+    """Return what each project may have."""
+    settings = platform.settings
+    return store.ImageQuotas(builds=settings.project_builds, size_bytes=settings.project_image_mib * 1024 * 1024)
 
 
 def require_operator(caller: Caller) -> None:
@@ -123,14 +129,14 @@ def _source(
     return given.model_dump(mode="json", by_alias=True) if given is not None else {}, None
 
 
-async def _node_for(platform: Platform, caller: Caller, spec: ImageSpec) -> str:
-    """Return the node that shall make it: where the upload lies, else any."""
+async def _node_for(platform: Platform, caller: Caller, spec: ImageSpec, bases: Mapping[str, ImageRef]) -> str:
+    """Return the node that shall make it: where the upload lies, else one with all it is from, else any."""
     if spec.sandbox is not None:
         return await _node_of_sandbox(platform, caller, spec.sandbox.sandbox_id)
     build = spec.build
     sha256 = spec.archive.upload if spec.archive is not None else build.context if build is not None else None
     if sha256 is None:
-        return image_nodes.any_node(platform)
+        return image_nodes.any_node(platform, {base.id for base in bases.values()})
     upload = await platform.database.read(store.find_upload, caller.project_id, sha256)
     if upload is None:
         raise upload_not_found(sha256)
@@ -217,7 +223,7 @@ def _promise(
             return claim
         key_store.finish(connection, project_id, key, status=202)
     if known is None:
-        store.insert_new(connection, project_id, image)
+        store.insert_new(connection, project_id, image, quotas(platform))
     for name, tag in names:
         store.set_tag(connection, project_id, name, tag, resource_id, now_us=image.created_at)
     return known or image

@@ -1,6 +1,7 @@
 """The api's calls to nodes about images."""
 
 import asyncio
+from collections.abc import Collection
 from typing import Any, Final, TypeVar, cast
 
 import aiohttp
@@ -11,7 +12,7 @@ from yarl import URL
 from api.services.fleet import Member
 from api.services.node_client import NodeProblemError, NodeUnreachableError
 from api.services.platform import Platform
-from sandboxd.contract.images import ImageJob, StartImageJob, UploadState
+from sandboxd.contract.images import ImageJob, StartImageJob, StoredImage, StoredImages, UploadState
 from sandboxd.contract.problems import CODES, MEDIA_TYPE, ProblemError
 
 _SECONDS: Final = 20.0
@@ -19,9 +20,14 @@ _OK: Final = frozenset({200, 201, 204})
 _M = TypeVar("_M", bound=BaseModel)
 
 
-def any_node(platform: Platform) -> str:
-    """Return a node that can make images. Raises `no_capacity`."""
-    ready = sorted(member.id for member in platform.fleet.members.values() if member.report and not member.silent)
+def any_node(platform: Platform, content: Collection[str] = ()) -> str:
+    """Return a node that can make images, one with this content where there is one. Raises `no_capacity`.
+
+    A node without it has it from the store.
+    """
+    views = [view for view in platform.fleet.views() if view.ready]
+    ready = sorted(view.id for view in views if all(each in view.images for each in content))
+    ready = ready or sorted(view.id for view in views)
     if not ready:
         raise ProblemError("no_capacity", "No node has reported yet.", retry_after_seconds=1)
     return ready[platform.sources.draw(len(ready))]
@@ -56,6 +62,11 @@ async def remove_job(platform: Platform, node_id: str, image_id: str) -> None:
 async def remove_content(platform: Platform, node_id: str, content_id: str) -> None:
     """Remove an image's file. `in_use` while a sandbox lives on it."""
     await _call(platform, node_id, "DELETE", f"images/{content_id}")
+
+
+async def stored(platform: Platform, node_id: str, project_id: str) -> list[StoredImage]:
+    """Return what images take in the store, as far as the project may know. Takes a while."""
+    return _model(StoredImages, await _call(platform, node_id, "GET", f"stored-images/{project_id}")).items
 
 
 async def upload_state(platform: Platform, node_id: str, project_id: str, sha256: str) -> UploadState:

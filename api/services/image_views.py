@@ -40,6 +40,7 @@ class Image(Open):
     visibility: str
     size_bytes: int | None
     unique_bytes: int | None = None
+    """Of what it takes in the store, what no other image has that you may see; null while that is not known."""
     dropped: dict[str, int]
     progress: ImageProgress | None
     steps: list[StepRecord] | None = Field(default=None)
@@ -74,7 +75,7 @@ class TagList(Open):
     next_cursor: str | None
 
 
-def image_view(row: Row, tags: Sequence[str], job: ImageJob | None) -> Image:
+def image_view(row: Row, tags: Sequence[str], job: ImageJob | None, unique_bytes: int | None = None) -> Image:
     """Render a row; `job` is what its node last told of it."""
     unsettled = row.state not in {ImageState.READY, ImageState.FAILED}
     told = job if job is not None and unsettled else None
@@ -93,7 +94,7 @@ def image_view(row: Row, tags: Sequence[str], job: ImageJob | None) -> Image:
         tags=list(tags),
         visibility=row.visibility,
         size_bytes=row.size_bytes,
-        unique_bytes=None,
+        unique_bytes=unique_bytes,
         dropped=row.dropped,
         progress=told.progress if told else None,
         steps=told.steps if told else None if row.steps is None else [StepRecord.model_validate(s) for s in row.steps],
@@ -115,7 +116,7 @@ def waiting_message(job: ImageJob | None) -> str:
     return f"{done / 1048576:.1f} of {total / 1048576:.1f} MiB are here."
 
 
-def platform_image_view(image: NodeImage) -> Image:
+def platform_image_view(image: NodeImage, unique_bytes: int | None = None) -> Image:
     """Render an image of the platform: an operator put it there."""
     return Image.model_construct(
         id=image.id,
@@ -132,7 +133,7 @@ def platform_image_view(image: NodeImage) -> Image:
         tags=list(image.names),
         visibility="public",
         size_bytes=image.size_bytes,
-        unique_bytes=None,
+        unique_bytes=unique_bytes,
         dropped={},
         progress=None,
         steps=None,

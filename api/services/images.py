@@ -1,11 +1,12 @@
 """Reading, changing and removing images, and the names of them."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import structlog
 
-from api.services import cursors, image_following, image_nodes
+from api.services import cursors, image_following, image_nodes, image_sizes
 from api.services.cursors import Position
 from api.services.identity import Caller
 from api.services.image_making import require_operator
@@ -40,7 +41,7 @@ async def get(
         own = next((image for image in platform.fleet.named() if image.id == image_id), None)
         if own is None:
             raise store.image_not_found(image_id)
-        return platform_image_view(own)
+        return platform_image_view(own, image_sizes.known(platform, caller.project_id, {own.id}).get(own.id))
     found = await image_following.wait_until(platform, record, lambda row: row.state in wait_for, seconds=wait_seconds)
     if found is None:
         raise store.image_not_found(image_id)
@@ -50,7 +51,19 @@ async def get(
 async def view(platform: Platform, caller: Caller, record: Image) -> View:
     """Render an image with the caller's names of it."""
     tags = await platform.database.read(store.tags_of, caller.project_id, [record.id])
-    return image_view(record, tags.get(record.id, []), platform.images.jobs.get(record.id))
+    return _view(platform, record, tags, _sizes(platform, caller, [record]))
+
+
+def _sizes(platform: Platform, caller: Caller, rows: Sequence[Image]) -> Mapping[str, int]:
+    """Return what is known of the caller's own: how much others' share with each other is not theirs to know."""
+    own = {row.content_id for row in rows if row.content_id is not None and row.project_id == caller.project_id}
+    known = image_sizes.known(platform, caller.project_id, own)
+    return {content: known[content] for content in own if content in known}
+
+
+def _view(platform: Platform, row: Image, tags: Mapping[str, list[str]], sizes: Mapping[str, int]) -> View:
+    unique_bytes = sizes.get(row.content_id or "")
+    return image_view(row, tags.get(row.id, []), platform.images.jobs.get(row.id), unique_bytes)
 
 
 async def list_page(
@@ -65,7 +78,8 @@ async def list_page(
     )
     items = rows[:limit]
     tags = await platform.database.read(store.tags_of, caller.project_id, [row.id for row in items])
-    views = [image_view(row, tags.get(row.id, []), platform.images.jobs.get(row.id)) for row in items]
+    sizes = _sizes(platform, caller, items)
+    views = [_view(platform, row, tags, sizes) for row in items]
     if len(rows) <= limit:
         return Page([*views, *_own_of_platform(platform, wanted)], None)
     last = items[-1]

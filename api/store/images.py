@@ -15,6 +15,7 @@ _i = IMAGES.c
 _t = TAGS.c
 _u = UPLOADS.c
 _UNSETTLED: Final = _i.state.in_(("pending", "importing", "building"))
+_BUILDS: Final = ("build", "sandbox")
 _DEEPEST: Final = 64
 MOST_UNSETTLED: Final = 64
 """On their way at once, of one project: others want a turn too."""
@@ -66,9 +67,20 @@ def _visible(line: Sequence[str]) -> Any:
     return or_(_i.project_id == line[0], _i.visibility == "public", above)
 
 
-def insert_new(connection: Connection, project_id: str, image: Image) -> None:
-    """Add an image. Raises `quota_exceeded` when too many of the project's are on their way."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageQuotas:
+    """What one project may have; 0: as much as there is."""
+
+    builds: int = 0
+    """Builds on their way at once."""
+    size_bytes: int = 0
+    """Of all its images, those with the same content once."""
+
+
+def insert_new(connection: Connection, project_id: str, image: Image, quotas: ImageQuotas | None = None) -> None:
+    """Add an image. Raises `quota_exceeded` when too many of the project's are on their way, or it has too much."""
     if image.state == ImageState.PENDING:
+        _check_quotas(connection, project_id, image.kind, quotas or ImageQuotas())
         on_their_way = select(func.count()).select_from(IMAGES).where(_UNSETTLED, _i.project_id == project_id)
         if connection.execute(on_their_way).scalar_one() >= MOST_UNSETTLED:
             raise ProblemError(
@@ -79,6 +91,31 @@ def insert_new(connection: Connection, project_id: str, image: Image) -> None:
                 limit=MOST_UNSETTLED,
             )
     connection.execute(insert(IMAGES), {**image.__dict__, "project_id": project_id})
+
+
+def _check_quotas(connection: Connection, project_id: str, kind: str, quotas: ImageQuotas) -> None:
+    own = _i.project_id == project_id
+    if quotas.builds and kind in _BUILDS:
+        building = select(func.count()).select_from(IMAGES).where(own, _UNSETTLED, _i.kind.in_(_BUILDS))
+        if connection.execute(building).scalar_one() >= quotas.builds:
+            raise ProblemError(
+                "quota_exceeded",
+                f"{quotas.builds} builds of the project are on their way.",
+                hint="Wait until one of them is done.",
+                quota="builds",
+                limit=quotas.builds,
+            )
+    if quotas.size_bytes:
+        each = select(_i.content_id, func.max(_i.size_bytes).label("size")).where(own, _i.content_id.is_not(None))
+        used = connection.execute(select(func.sum(each.group_by(_i.content_id).subquery().c.size))).scalar() or 0
+        if used >= quotas.size_bytes:
+            raise ProblemError(
+                "quota_exceeded",
+                f"The images of the project have {used >> 20} of {quotas.size_bytes >> 20} MiB.",
+                hint="Delete images that are not needed any more.",
+                quota="image_bytes",
+                limit=quotas.size_bytes,
+            )
 
 
 def find_visible(connection: Connection, project_id: str, image_id: str) -> Image | None:

@@ -10,12 +10,13 @@ from sandboxd.app.answers import json_answer
 from sandboxd.app.call import body_chunks, streamed
 from sandboxd.app.query import Query
 from sandboxd.contract.ids import is_id
-from sandboxd.contract.images import HeldImages, ImageJobs, StartImageJob
+from sandboxd.contract.images import HeldImages, ImageJobs, StartImageJob, StoredImages
 from sandboxd.contract.problems import ProblemError
 from sandboxd.contract.validation import invalid
 from sandboxd.images.base import Images
 from sandboxd.images.jobs import Jobs
 from sandboxd.images.store import ImageInUseError, ImageStore
+from sandboxd.images.stored_sizes import StoredSizes
 from sandboxd.images.uploads import Uploads
 
 _BODY_BYTES: Final = 9 * 1024 * 1024
@@ -35,6 +36,7 @@ def routes(jobs: Jobs, uploads: Uploads, images: Images) -> list[web.AbstractRou
         web.delete(job, calls.remove_job),
         web.get(job + "/log", calls.log, allow_head=False),
         web.get("/node/v1/images", calls.held, allow_head=False),
+        web.get("/node/v1/stored-images/{project_id}", calls.stored, allow_head=False),
         web.delete("/node/v1/images/{image_id}", calls.remove_image),
         web.get(upload, calls.upload, allow_head=False),
         web.put(upload, calls.put_upload),
@@ -46,6 +48,7 @@ class _ImageCalls:
         self._jobs = jobs
         self._uploads = uploads
         self._images = images
+        self._sizes = StoredSizes(images) if isinstance(images, ImageStore) else None
 
     async def jobs(self, request: web.Request) -> web.Response:
         Query(request).check()
@@ -87,6 +90,11 @@ class _ImageCalls:
     async def held(self, request: web.Request) -> web.Response:
         Query(request).check()
         return json_answer(HeldImages(items=self._images.held()))
+
+    async def stored(self, request: web.Request) -> web.Response:
+        Query(request).check()
+        counted = [] if self._sizes is None else await self._sizes.of(request.match_info["project_id"])
+        return json_answer(StoredImages(items=counted))
 
     async def remove_image(self, request: web.Request) -> web.Response:
         """Remove an image that has no name; one with a name is the operator's."""

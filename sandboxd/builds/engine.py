@@ -184,13 +184,13 @@ class BuildRun:
             ref = self._source.images.get(name)
             if ref is None:
                 raise JobError(ImageReason.NOT_FOUND, f"There is no image {name!r} that this project may use.")
-            self._bases[name] = await self._lease(ref.id)
+            self._bases[name] = await self._lease(ref.id, ref.digest)
         return self._bases[name]
 
-    async def _lease(self, image_id: str) -> LocalImage:
-        """Hold an image until the build is over."""
+    async def _lease(self, image_id: str, digest: str | None = None) -> LocalImage:
+        """Hold an image until the build is over; by its digest it comes from the store to a node without it."""
         try:
-            return await self._held.enter_async_context(self._means.store.lease(image_id))
+            return await self._held.enter_async_context(self._means.store.lease(image_id, digest))
         except (ImageMissingError, ImageDamagedError) as error:
             raise JobError(ImageReason.NOT_FOUND, f"An image cannot be used: {error}.") from error
 

@@ -26,6 +26,7 @@ from sandboxd.images.erofs_layout import BLOCK
 from sandboxd.images.erofs_reader import ErofsImage, ImageContents
 from sandboxd.images.erofs_writer import write_without
 from sandboxd.images.filetree import ROOT, FileTree
+from sandboxd.images.inflate import Inflated
 from sandboxd.images.stack import Dropped, Stack
 from sandboxd.images.tar_stream import ByteStream, TarStream
 from sandboxd.images.tree import ImportLimits, Tally
@@ -188,9 +189,15 @@ class Work:
             descriptor = self._request["context"]
             if descriptor is None:
                 raise NothingToCopyError("the build has no context to copy from")
-            os.lseek(int(descriptor), 0, os.SEEK_SET)
             stack = Stack(tree, self._contents, Tally(self._limits))
-            stack.add(TarStream(ByteStream(_pieces(int(descriptor)))), strict=True)
+            plain = Inflated(Path("the context"), self._limits, int(descriptor))
+            pieces = iter(plain)
+            archive = TarStream(ByteStream(pieces))
+            stack.add(archive, strict=True)
+            for _ in pieces:
+                pass  # what is compressed is whole only if its end is
+            if not (archive.ended or plain.whole_is_known):
+                raise SourceDamagedError("the context is cut off")
             self._left_out.update(stack.dropped)
             self._leave_out(tree)
             self._context = tree

@@ -315,6 +315,21 @@ class HeldImages(Open):
     items: list[NodeImage]
 
 
+class StoredImage(Open):
+    """What an image takes in the store, as far as one project may know."""
+
+    id: ImageId
+    shared_bytes: int
+    """Of content that other images here have too, of the project's or of everybody's."""
+    unique_bytes: int
+
+
+class StoredImages(Open):
+    """What images of this node take."""
+
+    items: list[StoredImage]
+
+
 LineKind = Literal["step", "stdout", "stderr", "progress", "exit", "lost"]
 
 

@@ -2,7 +2,7 @@
 
 What is fetched once is not fetched again for whoever may have it: who was let in by the same repository of the same
 registry and was told the same digest. A digest alone proves nothing; whoever knows one could ask for it by a registry
-of his own.
+of his own. What a password let in is its project's alone: that it is here must not show by how soon it comes.
 """
 
 import asyncio
@@ -42,6 +42,7 @@ from sandboxd.images.runners import JobError, Made, Watch
 from sandboxd.images.store import ImageStore
 from sandboxd.images.threads import in_thread
 from sandboxd.images.tokens import Credential
+from sandboxd.packs.keys import PUBLIC
 
 _log = structlog.get_logger(__name__)
 
@@ -102,7 +103,7 @@ class ErrandRunner:
                 _program(place, uid, archive, self._rules.env) as it,
             ):
                 await it.say(errand.model_dump_json().encode())
-                return await self._follow(it, errand, reference, place / _OWN, watch)
+                return await self._follow(it, errand, reference, place / _OWN, _domain(asked, errand), watch)
         except TimeoutError:
             raise JobError(ImageReason.TIMED_OUT, f"not here after {self._rules.seconds:g} s") from None
         except OSError as error:
@@ -153,16 +154,17 @@ class ErrandRunner:
             self._users.discard(uid)
 
     async def _follow(
-        self, it: "_Program", errand: Errand, reference: Reference | None, place: Path, watch: Watch
+        self, it: "_Program", errand: Errand, reference: Reference | None, place: Path, domain: str, watch: Watch
     ) -> Made:
         """Listen to the program until it has said its last."""
         events = it.events()
         if errand.kind == "rootfs":
-            return await self._finish(events, place, None, watch)
+            return await self._finish(events, place, None, domain, watch)
         found = await _found(events)
         watch.said("progress", f"found {found.digest}: {found.layers} layers, {found.total_bytes} bytes")
         watch.moved(0, found.total_bytes)
-        key = (errand.kind, reference and _repository(reference), found.digest, found.platform, _apart(errand))
+        where = "" if reference is None else _repository(reference)
+        key = (domain, errand.kind, where, found.digest, found.platform, _apart(errand))
         while (made := await self._shared(key, errand, reference, found, watch)) is None:
             if key not in self._flights:
                 break
@@ -171,7 +173,7 @@ class ErrandRunner:
         with self._flight(key) as landing:
             await it.say(b"go")
             origin = None if reference is None or errand.config is not None else _origin(reference, found)
-            made = await self._finish(events, place, origin, watch)
+            made = await self._finish(events, place, origin, domain, watch)
             landing.set_result(made)
             return made
 
@@ -191,7 +193,7 @@ class ErrandRunner:
             landing.cancel()
 
     async def _shared(
-        self, key: object, errand: Errand, reference: Reference | None, found: FoundImage, watch: Watch
+        self, key: tuple[str, ...], errand: Errand, reference: Reference | None, found: FoundImage, watch: Watch
     ) -> Made | None:
         """Return what is here already, or will be by another job's doing."""
         if (flight := self._flights.get(key)) is not None:
@@ -201,14 +203,23 @@ class ErrandRunner:
                 return flight.result()
         if errand.config is not None or reference is None:
             return None
-        record = await asyncio.to_thread(self._store.came_from, found.digest)
+        domain = key[0]
+        record = await asyncio.to_thread(self._store.came_from, found.digest, domain)
         if record is None or not any(_is_of(origin, reference, found) for origin in record.origins):
             return None
         watch.said("progress", "it is on this node already")
         watch.moved(found.total_bytes, found.total_bytes)
-        return Made(image=record.report(), platform=found.platform, config=record.config, origin_digest=found.digest)
+        return Made(
+            image=record.report(),
+            platform=found.platform,
+            config=record.config,
+            origin_digest=found.digest,
+            domain=domain,
+        )
 
-    async def _finish(self, events: AsyncIterator[_Line], place: Path, origin: Origin | None, watch: Watch) -> Made:
+    async def _finish(
+        self, events: AsyncIterator[_Line], place: Path, origin: Origin | None, domain: str, watch: Watch
+    ) -> Made:
         async for event in events:
             match event:
                 case Moved():
@@ -218,12 +229,12 @@ class ErrandRunner:
                 case Refused():
                     raise JobError(event.reason, event.text)
                 case Finished():
-                    return await self._take(event, place, origin)
+                    return await self._take(event, place, origin, domain)
                 case FoundImage():
                     break
         raise JobError(ImageReason.CORRUPT, _CUT_OFF)
 
-    async def _take(self, said: Finished, place: Path, origin: Origin | None) -> Made:
+    async def _take(self, said: Finished, place: Path, origin: Origin | None, domain: str) -> Made:
         """Make the program's file ours: a copy that nobody else can write, which must be what its digest says."""
         config = ImageConfig(
             env=said.env,
@@ -238,14 +249,19 @@ class ErrandRunner:
             copy = work / "image.erofs"
             try:
                 await in_thread(lambda: _copy_out(place, said.digest, copy, 2 * self._rules.largest_bytes))
-                image = await self._store.register_file(copy, (), config, said.digest)
+                image = await self._store.register_file(copy, (), config, said.digest, owes=domain)
             except ImageDamagedError as error:
                 raise JobError(ImageReason.CORRUPT, str(error)) from error
         record = next((each for each in self._store.records() if each.id == image.id), None)
         if origin is not None and record is not None:
             image = await self._store.name(record, (), origin)
         return Made(
-            image=image, platform=said.platform, config=config, dropped=said.dropped, origin_digest=said.origin_digest
+            image=image,
+            platform=said.platform,
+            config=config,
+            dropped=said.dropped,
+            origin_digest=said.origin_digest,
+            domain=domain,
         )
 
 
@@ -273,6 +289,12 @@ def _settings(registries: Registries, reference: Reference, own: Credential | No
         library=tuple(sorted(registries.naming.library_registries & asked)),
         credentials={host: (each.username, each.password) for host, each in credentials.items()},
     )
+
+
+def _domain(asked: StartImageJob, errand: Errand) -> str:
+    """Whose content it will be: everybody's where everybody was let in, else its project's."""
+    open_to_all = errand.kind == "registry" and errand.config is None and not errand.registries.credentials
+    return PUBLIC if open_to_all else asked.project_id
 
 
 def _repository(reference: Reference) -> str:

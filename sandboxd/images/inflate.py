@@ -3,6 +3,7 @@
 import bz2
 import hashlib
 import lzma
+import os
 import zlib
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
@@ -65,8 +66,10 @@ _USTAR_AT: Final = 257
 class Inflated:
     """The bytes of a file as they were before it was compressed, by what it is and not by what it is called."""
 
-    def __init__(self, path: Path, limits: ImportLimits) -> None:
+    def __init__(self, path: Path, limits: ImportLimits, descriptor: int | None = None) -> None:
+        """`descriptor`: of a file that is open, read from its start; `path` is what it is called then."""
         self._path = path
+        self._descriptor = descriptor
         self._limits = limits
         self._taken = 0
         self._digest = hashlib.sha256()
@@ -103,7 +106,7 @@ class Inflated:
                 raise
 
     def _chunks(self) -> Generator[bytes]:
-        with self._path.open("rb") as file:
+        with self._open() as file:
             start = file.read(_HEADER)
             file.seek(0)
             if start[_USTAR_AT:].startswith(b"ustar"):
@@ -117,6 +120,12 @@ class Inflated:
                     return
             while chunk := self._read(file):
                 yield chunk
+
+    def _open(self) -> IO[bytes]:
+        if self._descriptor is None:
+            return self._path.open("rb")
+        os.lseek(self._descriptor, 0, os.SEEK_SET)
+        return os.fdopen(os.dup(self._descriptor), "rb")
 
     def _read(self, file: IO[bytes]) -> bytes:
         chunk = file.read(_PIECE)

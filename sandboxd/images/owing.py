@@ -1,4 +1,4 @@
-"""What jobs make goes into the store once it is made, as content of the project that asked for it."""
+"""What jobs make goes into the store once it is made, as content of the project that asked for it, or of all."""
 
 from sandboxd.contract.images import StartImageJob
 from sandboxd.images.runners import Made, Runner, Watch
@@ -15,7 +15,7 @@ class OwingRunner:
 
     async def run(self, job_id: str, asked: StartImageJob, watch: Watch) -> Made:
         made = await self._runner.run(job_id, asked, watch)
-        await self._images.owe(made.image.id, asked.project_id)
+        await self._images.owe(made.image.id, made.domain or asked.project_id)
         return made
 
     def clean(self, job_id: str) -> None:

@@ -30,6 +30,8 @@ class Made:
     config: ImageConfig
     dropped: Mapping[str, int] = field(default_factory=dict[str, int])
     origin_digest: str | None = None
+    domain: str | None = None
+    """Whose content it is in the store; None: the project's that asked."""
 
 
 class Watch(Protocol):

@@ -184,7 +184,8 @@ class ImageStore:
             raise ImageMissingError(f"there is no file {source}")
         self._refresh()
         known = None if expected_digest is None else self._records.get(image_id_from_digest(expected_digest))
-        if known is not None:
+        # Whoever may not know that it is here waits as long as for what is new.
+        if known is not None and known.is_of(domain or owes or PUBLIC):
             with suppress(ImageDamagedError):
                 await asyncio.to_thread(_look, self._file(known), known.sum)
                 return await self._known(known, names, config, domain, owes)
@@ -342,6 +343,12 @@ class ImageStore:
             if self._shelf is not None and record.stored:
                 found[record.id] = await self._shelf.manifest(record.stored[0])
         return found
+
+    async def manifest(self, name: ManifestName) -> Manifest:
+        """Read one. ImageDamagedError."""
+        if self._shelf is None:
+            raise ImageDamagedError("there is no store")
+        return await self._shelf.manifest(name)
 
     async def _known(
         self, record: Record, names: Sequence[str], config: ImageConfig, domain: str | None, owes: str | None

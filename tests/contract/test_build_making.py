@@ -1,14 +1,18 @@
 """Images put together by the program without rights: what is copied, what differs, what strangers send."""
 
 import asyncio
+import bz2
+import gzip
+import lzma
 import os
 import tarfile
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import zstandard
 
 from build_kit import GONE, OPAQUE, link, owners, read_image, symlink, tar
 from sandboxd.builds.making import Change, Maker, Product
@@ -191,6 +195,29 @@ async def test_hostile_contexts_are_refused(tmp_path: Path, which: str) -> None:
         with pytest.raises(JobError) as caught:
             await made.make(copy(".", to="/c/"), context=context)
         assert caught.value.reason is reason, caught.value
+
+
+COMPRESSED: dict[str, Callable[[bytes], bytes]] = {
+    "gzip": lambda data: gzip.compress(data, 1),
+    "two members": lambda data: gzip.compress(data[:1500], 1) + gzip.compress(data[1500:], 1),
+    "zstd": zstandard.ZstdCompressor(1).compress,
+    "bzip2": bz2.compress,
+    "xz": lzma.compress,
+}
+
+
+@pytest.mark.parametrize("how", COMPRESSED)
+async def test_contexts_may_be_compressed(tmp_path: Path, how: str) -> None:
+    compressed = COMPRESSED[how]
+    async with bench(tmp_path) as made:
+        plain, _, one = await made.make(copy("app", to="/srv/"), context=CONTEXT)
+        found, _, other = await made.make(copy("app", to="/srv/"), context=compressed(tar(CONTEXT)))
+        assert (found, other.image.digest) == (plain, one.image.digest)
+        bomb = compressed(tar({"zeros": {"data": bytes(2 * LIMITS.size_bytes)}}))
+        for context, reason in ((bomb, "too_large"), (compressed(tar(CONTEXT))[:-9], "corrupt")):
+            with pytest.raises(JobError) as caught:
+                await made.make(copy(".", to="/c/"), context=context)
+            assert caught.value.reason == reason, caught.value
 
 
 async def test_a_context_that_lies_about_its_size_is_refused(tmp_path: Path) -> None:

@@ -243,6 +243,23 @@ async def test_operators_credentials_are_used_and_said_nowhere(tmp_path: Path, r
         assert not path.is_file() or b"hidden-word" not in path.read_bytes()
 
 
+async def test_what_a_password_let_in_does_not_show_to_others(tmp_path: Path, registry: FakeRegistry) -> None:
+    """Not by how soon it comes, and not by what the log says."""
+    registry.put(IMAGE, "latest")
+    registry.user = "ann", "hidden-word"
+
+    def fetched() -> int:
+        return len([one for one in registry.asked("blobs") if one.path.endswith(IMAGE.layer_digests[0])])
+
+    async with job_stand(tmp_path, registry, credentials={registry.host: Credential("ann", "hidden-word")}) as stand:
+        for project, downloads, known in ((ONE, 1, False), (TWO, 2, False), (ONE, 2, True), (TWO, 2, True)):
+            job = stand.start(asked(reference(registry), project=project))
+            assert (await stand.settled(job)).state == "ready"
+            assert fetched() == downloads
+            assert (b"already" in await stand.lines(job)) == known
+        assert stand.store.records()[0].owed == (ONE, TWO)
+
+
 async def upload(stand: JobStand, data: bytes, project: str = ONE) -> str:
     async def body() -> AsyncIterator[bytes]:
         yield data
