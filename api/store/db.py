@@ -25,6 +25,8 @@ T = TypeVar("T")
 
 MAX_GROUP: Final = 128
 READERS: Final = 3
+_SOON_SECONDS: Final = 0.002
+"""How long what nobody waits for is held back: the answer that goes out meanwhile needs the interpreter for itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,7 @@ class Database:
         self._connections: list[Connection] = []
         self._closed = False
         self._handed_in: asyncio.Future[Any] | None = None
+        self._held: list[_Job] = []
 
     @property
     def engine(self) -> Engine:
@@ -92,22 +95,36 @@ class Database:
         self, work: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> asyncio.Future[T]:
         """Hand `work` in and return what will be its value. Whatever is written or read after this sees its effect."""
-        future = self._put(lambda connection: work(connection, *args, **kwargs))
-        self._handed_in = future
-        return future
+        job = self._job(lambda connection: work(connection, *args, **kwargs))
+        if not self._held:
+            job.loop.call_later(_SOON_SECONDS, self._hand_in)
+        self._held.append(job)
+        self._handed_in = job.future
+        return job.future
 
     def _put(self, work: Callable[[Connection], T]) -> asyncio.Future[T]:
+        job = self._job(work)
+        self._hand_in()
+        self._queue.put(job)
+        return job.future
+
+    def _job(self, work: Callable[[Connection], Any]) -> _Job:
         if self._closed:
             raise ProblemError("shutting_down", "The api is shutting down.", retry_after_seconds=1)
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[T] = loop.create_future()
-        self._queue.put(_Job(work, future, loop))
-        return future
+        return _Job(work, loop.create_future(), loop)
+
+    def _hand_in(self) -> None:
+        """Give the writer what it was not given yet, in its order."""
+        held, self._held = self._held, []
+        for job in held:
+            self._queue.put(job)
 
     async def read(self, work: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run `work`, which only reads, on what has been committed. Statements of it may see different commits."""
         handed_in = self._handed_in
         if handed_in is not None:
+            self._hand_in()
             if not handed_in.done():
                 await asyncio.wait({handed_in})
             if self._handed_in is handed_in:
@@ -118,6 +135,7 @@ class Database:
     async def close(self) -> None:
         """Finish what was handed in, then let go."""
         self._closed = True
+        self._hand_in()
         self._queue.put(None)
         if self._writer.is_alive():
             await asyncio.to_thread(self._writer.join)

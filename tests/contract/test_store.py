@@ -109,6 +109,28 @@ async def test_what_is_read_sees_what_was_handed_in_before(database: Database) -
     assert (await promised).created
 
 
+async def test_what_is_written_soon_is_written_though_nobody_asks(database: Database) -> None:
+    promised = database.write_soon(sandboxes.insert_new, ONE, a_sandbox(), or_existing=False)
+    assert (await promised).created
+
+
+async def test_what_is_written_soon_comes_before_what_is_written_next(database: Database) -> None:
+    sandbox = a_sandbox()
+    database.write_soon(sandboxes.insert_new, ONE, sandbox, or_existing=False)
+    asked = await database.write(sandboxes.ask_stop, ONE, sandbox.id, now_us=1, match=None)
+    assert asked.desired_state == "stopped"
+
+
+async def test_what_is_written_soon_is_not_lost_by_closing(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path / 'api.db'}")
+    migrate(database.engine)
+    database.open()
+    await database.write(identity.insert_project_any_project, Project(id=ONE, parent_id="x", name="p", created_at=0))
+    promised = database.write_soon(sandboxes.insert_new, ONE, a_sandbox(), or_existing=False)
+    await database.close()
+    assert (await promised).created
+
+
 def test_store_functions_take_the_project_first_or_say_so() -> None:
     seen = 0
     for path in sorted(STORE.glob("*.py")):
