@@ -2,12 +2,9 @@
 
 import asyncio
 import contextlib
-import ctypes
 import os
-import signal
 import socket
 import struct
-import sys
 from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,7 +12,6 @@ from typing import Final
 
 import structlog
 import uvicorn
-import uvloop
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -24,11 +20,11 @@ from api.app.protocol import PublicProtocol
 from api.app.public import internal_app, on, public_app
 from api.config import Settings
 from api.services.platform import Platform, Sources
+from programs.running import run, told_to_end
 from tunnels.certificates import Certificate
 
 _log = structlog.get_logger()
 _BACKLOG: Final = 2048
-_PR_SET_DUMPABLE: Final = 4
 _CREDENTIALS: Final = struct.Struct("3i")
 
 
@@ -142,28 +138,12 @@ async def serving(settings: Settings, sources: Sources = SOURCES) -> AsyncGenera
 
 
 async def _serve(settings: Settings) -> None:
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    told = told_to_end()
     async with serving(settings):
-        await stop.wait()
+        await told.wait()
     _log.info("stopped")
 
 
 def main() -> None:
     """Run until SIGTERM or SIGINT. Sandboxes live on."""
-    # Keys and what callers send are in this memory: it goes into no dump, and is for no other process of this user.
-    ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(),
-        ],
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
-    )
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(Settings()))
+    run(_serve(Settings()))
