@@ -5,8 +5,9 @@ import contextlib
 import os
 import socket
 import struct
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -22,6 +23,7 @@ from api.config import Settings
 from api.services.platform import Platform, Sources
 from programs.running import run, told_to_end
 from tunnels.certificates import Certificate
+from tunnels.limits import Limits
 
 _log = structlog.get_logger()
 _BACKLOG: Final = 2048
@@ -52,13 +54,13 @@ class _Server(uvicorn.Server):
 def _server(
     app: ASGIApp,
     settings: Settings,
-    protocol: type[asyncio.Protocol] = PublicProtocol,
+    protocol: Callable[..., asyncio.Protocol],
     certificate: Certificate | None = None,
 ) -> _Server:
     server = _Server(
         uvicorn.Config(
             app,
-            http=protocol,
+            http=protocol,  # pyright: ignore[reportArgumentType] - makes one, which is all that is asked of it
             ws="none",
             lifespan="off",
             log_config=None,
@@ -73,6 +75,12 @@ def _server(
         server.config.load()
         server.config.ssl = certificate.context
     return server
+
+
+def _bounded(settings: Settings) -> Callable[..., asyncio.Protocol]:
+    """Return what serves a connection of one listener: its clients are counted apart from those of others."""
+    limits = Limits(most=settings.api_connections, most_of_one=settings.api_connections_per_address)
+    return partial(PublicProtocol, limits)
 
 
 def _tcp_socket(host: str, port: int) -> socket.socket:
@@ -111,7 +119,7 @@ async def serving(settings: Settings, sources: Sources = SOURCES) -> AsyncGenera
         certificate = _certificate(settings)
         public = _tcp_socket(settings.api_host, settings.api_port)
         listeners = [
-            (_server(on(platform, public_app()), settings, certificate=certificate), public),
+            (_server(on(platform, public_app()), settings, _bounded(settings), certificate), public),
             (
                 _server(on(platform, internal_app(reports=True)), settings, _PeerProtocol),
                 _unix_socket(settings.socket_path),
@@ -119,7 +127,9 @@ async def serving(settings: Settings, sources: Sources = SOURCES) -> AsyncGenera
         ]
         if settings.api_metrics_port is not None:
             metrics = _tcp_socket(settings.api_host, settings.api_metrics_port)
-            listeners.append((_server(on(platform, internal_app(reports=False)), settings), metrics))
+            listeners.append(
+                (_server(on(platform, internal_app(reports=False)), settings, _bounded(settings)), metrics)
+            )
         url = _url(public, "http" if certificate is None else "https")
         async with asyncio.TaskGroup() as group:
             following = None if certificate is None else group.create_task(certificate.follow())

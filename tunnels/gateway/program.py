@@ -11,10 +11,11 @@ import structlog
 from programs.running import run, told_to_end
 from tunnels.certificates import Certificate
 from tunnels.gateway.config import GatewayConfig
-from tunnels.gateway.connections import Limits, Server
+from tunnels.gateway.connections import Server
 from tunnels.gateway.handler import Handler, say_hello
 from tunnels.gateway.node import NodeLink
 from tunnels.gateway.passage import BUFFER_BYTES, Passage
+from tunnels.limits import Limits
 from tunnels.routing import Names
 
 _log = structlog.get_logger()
