@@ -29,6 +29,10 @@ class Settings(BaseSettings):
     """A PEM file with the chain; with it the public listener speaks TLS. Read again when it changes."""
     api_tls_key: Path | None = None
     """The PEM file with its key, readable by the api's user."""
+    api_connections: int = Field(default=8192, ge=1)
+    """Connections of clients at once."""
+    api_connections_per_address: int = Field(default=4096, ge=1)
+    """Of one address. Behind a proxy all clients have its."""
     api_metrics_port: int | None = Field(default=None, ge=0, le=65535)
     """A listener of its own for /metrics, without a key, on `api_host`."""
     api_socket: Path | None = None

@@ -22,6 +22,15 @@ from typing import Final
 import uvloop
 
 from netpolicy.program import Given, ProgramCode
+from programs.libc import (
+    PR_CAPBSET_DROP,
+    PR_SET_DUMPABLE,
+    PR_SET_NO_NEW_PRIVS,
+    PR_SET_SECUREBITS,
+    check,
+    libc,
+    prctl,
+)
 
 NETNS_FD: Final = 3
 CHANNEL_FD: Final = 4
@@ -30,18 +39,12 @@ UPSTREAM_FD: Final = 5
 _CLONE_NEWNET: Final = 0x40000000
 _CLONE_NEWNS: Final = 0x00020000
 _CLONE_NEWIPC: Final = 0x08000000
-_PR_SET_DUMPABLE: Final = 4
-_PR_CAPBSET_DROP: Final = 24
-_PR_SET_SECUREBITS: Final = 28
-_PR_SET_NO_NEW_PRIVS: Final = 38
 _SECURE_ALL_LOCKED: Final = 0b11101111
 """No root privileges for user 0, no fixing up of capabilities, none kept over a change of user; all locked."""
 _LAST_CAPABILITY: Final = 63
 _INVALID: Final = 22
 _WORDS_BYTES: Final = 1 << 16
 _MOST_DESCRIPTORS: Final = 1 << 20
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def main(arguments: list[str]) -> None:
@@ -52,7 +55,7 @@ def main(arguments: list[str]) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     files = min(int(files_text), resource.getrlimit(resource.RLIMIT_NOFILE)[1])
     resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
-    _check(_libc.setns(NETNS_FD, _CLONE_NEWNET), "setns")
+    check(libc.setns(NETNS_FD, _CLONE_NEWNET), "setns")
     os.close(NETNS_FD)
     listeners = code.bind()
     channel = socket.socket(fileno=CHANNEL_FD)
@@ -67,20 +70,20 @@ def main(arguments: list[str]) -> None:
 
 def give_up(root: str, user: int) -> None:
     """Keep nothing but what is open: no root, no capability ever, no file, no new process."""
-    _check(_libc.unshare(_CLONE_NEWNS | _CLONE_NEWIPC), "unshare")
+    check(libc.unshare(_CLONE_NEWNS | _CLONE_NEWIPC), "unshare")
     os.chroot(root)
     os.chdir("/")
     for capability in range(_LAST_CAPABILITY + 1):
-        if _libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0) != 0 and ctypes.get_errno() != _INVALID:
-            _check(-1, "capability bounding set")
-    _check(_libc.prctl(_PR_SET_SECUREBITS, _SECURE_ALL_LOCKED, 0, 0, 0), "securebits")
+        if libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) != 0 and ctypes.get_errno() != _INVALID:
+            check(-1, "capability bounding set")
+    prctl(PR_SET_SECUREBITS, _SECURE_ALL_LOCKED, "securebits")
     os.setgroups([])
     os.setresgid(user, user, user)
     os.setresuid(user, user, user)
     _drop_capabilities()
-    _check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
+    prctl(PR_SET_NO_NEW_PRIVS, 1, "no_new_privs")
     # Nobody else of the same user may look into it either.
-    _check(_libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0), "dumpable")
+    prctl(PR_SET_DUMPABLE, 0, "dumpable")
     resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
     # Its last words, in memory; there is no file that it could write.
     resource.setrlimit(resource.RLIMIT_FSIZE, (_WORDS_BYTES, _WORDS_BYTES))
@@ -109,13 +112,7 @@ class _CapabilityData(ctypes.Structure):
 
 def _drop_capabilities() -> None:
     header = _CapabilityHeader(0x20080522, 0)
-    _check(_libc.capset(ctypes.byref(header), (_CapabilityData * 2)()), "capset")
-
-
-def _check(result: int, what: str) -> None:
-    if result != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, f"{what}: {os.strerror(number)}")
+    check(libc.capset(ctypes.byref(header), (_CapabilityData * 2)()), "capset")
 
 
 if __name__ == "__main__":

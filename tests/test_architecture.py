@@ -18,7 +18,7 @@ from sandboxd.config import NodeConfig
 from sandboxd.contract.problems import CODES
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("api", "sandboxd", "netpolicy", "tunnels", "infra", "openapi", "clients/python/sandlot")
+PACKAGES = ("api", "sandboxd", "netpolicy", "tunnels", "programs", "infra", "openapi", "clients/python/sandlot")
 LARGEST_MODULE = 600
 LOCKS = {"requirements.lock", "infra/locks/uv.txt", "infra/locks/go.txt", "infra/locks/inspect.txt"}
 BINARY = {".png", ".ico", ".woff2", ".erofs", ".tar", ".gz"}

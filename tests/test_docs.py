@@ -95,7 +95,7 @@ def _anchors(file: Path) -> set[str]:
 
 
 def test_paths_named_in_the_docs_exist() -> None:
-    tops = "api|sandboxd|netpolicy|clients|infra|tests|examples|docs"
+    tops = "api|sandboxd|netpolicy|tunnels|programs|clients|infra|tests|examples|docs"
     missing = [
         (name, path)
         for name, text in pages().items()

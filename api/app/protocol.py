@@ -5,7 +5,7 @@ What surrounds a request is held in memory before anybody knows who sent it, so 
 
 import asyncio
 import os
-from typing import Final
+from typing import Any, Final
 
 import httptools
 from pydantic_core import to_json
@@ -14,6 +14,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from api.routes.passage import SWITCH, Side
 from sandboxd.contract.ids import new_id
 from sandboxd.contract.problems import MEDIA_TYPE, ProblemError
+from tunnels.limits import Limits
 
 MAX_LINE_BYTES: Final = 8000
 """One header, or the request's path with its query: a node takes 8190 bytes of each."""
@@ -41,12 +42,27 @@ class PublicProtocol(HttpToolsProtocol):
     _side: Side | None = None
     """Whose connection this is once it is no longer HTTP's."""
     _spoke_early = False
+    _address: str | None = None
+    """Of who is counted."""
+
+    def __init__(self, limits: Limits, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._limits = limits
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
+        address = self.client[0] if self.client else "unknown"
+        if not self._limits.enter(address):
+            self._deaf = True
+            transport.abort()
+            return
+        self._address = address
         self._expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if self._address is not None:
+            self._limits.leave(self._address)
+            self._address = None
         self._head_came()
         if self._side is not None:
             self._side.lost()

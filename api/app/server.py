@@ -2,20 +2,17 @@
 
 import asyncio
 import contextlib
-import ctypes
 import os
-import signal
 import socket
 import struct
-import sys
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import structlog
 import uvicorn
-import uvloop
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -24,11 +21,12 @@ from api.app.protocol import PublicProtocol
 from api.app.public import internal_app, on, public_app
 from api.config import Settings
 from api.services.platform import Platform, Sources
+from programs.running import run, told_to_end
 from tunnels.certificates import Certificate
+from tunnels.limits import Limits
 
 _log = structlog.get_logger()
 _BACKLOG: Final = 2048
-_PR_SET_DUMPABLE: Final = 4
 _CREDENTIALS: Final = struct.Struct("3i")
 
 
@@ -56,13 +54,13 @@ class _Server(uvicorn.Server):
 def _server(
     app: ASGIApp,
     settings: Settings,
-    protocol: type[asyncio.Protocol] = PublicProtocol,
+    protocol: Callable[..., asyncio.Protocol],
     certificate: Certificate | None = None,
 ) -> _Server:
     server = _Server(
         uvicorn.Config(
             app,
-            http=protocol,
+            http=protocol,  # pyright: ignore[reportArgumentType] - makes one, which is all that is asked of it
             ws="none",
             lifespan="off",
             log_config=None,
@@ -77,6 +75,12 @@ def _server(
         server.config.load()
         server.config.ssl = certificate.context
     return server
+
+
+def _bounded(settings: Settings) -> Callable[..., asyncio.Protocol]:
+    """Return what serves a connection of one listener: its clients are counted apart from those of others."""
+    limits = Limits(most=settings.api_connections, most_of_one=settings.api_connections_per_address)
+    return partial(PublicProtocol, limits)
 
 
 def _tcp_socket(host: str, port: int) -> socket.socket:
@@ -115,7 +119,7 @@ async def serving(settings: Settings, sources: Sources = SOURCES) -> AsyncGenera
         certificate = _certificate(settings)
         public = _tcp_socket(settings.api_host, settings.api_port)
         listeners = [
-            (_server(on(platform, public_app()), settings, certificate=certificate), public),
+            (_server(on(platform, public_app()), settings, _bounded(settings), certificate), public),
             (
                 _server(on(platform, internal_app(reports=True)), settings, _PeerProtocol),
                 _unix_socket(settings.socket_path),
@@ -123,7 +127,9 @@ async def serving(settings: Settings, sources: Sources = SOURCES) -> AsyncGenera
         ]
         if settings.api_metrics_port is not None:
             metrics = _tcp_socket(settings.api_host, settings.api_metrics_port)
-            listeners.append((_server(on(platform, internal_app(reports=False)), settings), metrics))
+            listeners.append(
+                (_server(on(platform, internal_app(reports=False)), settings, _bounded(settings)), metrics)
+            )
         url = _url(public, "http" if certificate is None else "https")
         async with asyncio.TaskGroup() as group:
             following = None if certificate is None else group.create_task(certificate.follow())
@@ -142,28 +148,12 @@ async def serving(settings: Settings, sources: Sources = SOURCES) -> AsyncGenera
 
 
 async def _serve(settings: Settings) -> None:
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    told = told_to_end()
     async with serving(settings):
-        await stop.wait()
+        await told.wait()
     _log.info("stopped")
 
 
 def main() -> None:
     """Run until SIGTERM or SIGINT. Sandboxes live on."""
-    # Keys and what callers send are in this memory: it goes into no dump, and is for no other process of this user.
-    ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(),
-        ],
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
-    )
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(Settings()))
+    run(_serve(Settings()))

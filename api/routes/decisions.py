@@ -1,6 +1,5 @@
 """What was decided about a sandbox's traffic: listed, or followed as lines or server-sent events."""
 
-import re
 from collections.abc import AsyncIterator
 from typing import Annotated, Final
 
@@ -8,6 +7,7 @@ from fastapi import APIRouter, Depends, Response
 from yarl import URL
 
 from api.routes.calls import Call, scoped
+from api.routes.following import CURSOR, accepted, goes_on
 from api.routes.operations import header, json_of, operation, query
 from api.routes.relay import EVENT_STREAM, NDJSON, Relay, Render, node_lines
 from api.routes.sandboxes import SandboxPath
@@ -15,14 +15,11 @@ from api.services import history, sandboxes
 from api.services.decisions import DecisionCursors
 from sandboxd.contract.decisions import DecisionList
 from sandboxd.contract.problems import ProblemError
-from sandboxd.contract.validation import invalid_field
 
 router = APIRouter()
 
 _JSON: Final = "application/json"
 _TEXT: Final = {"schema": {"type": "string"}}
-_CURSOR: Final = r"[A-Za-z0-9_=-]{1,256}"
-_EVENT_ID: Final = re.compile(rf"({_CURSOR})?(:end)?")
 _VERDICTS: Final = ("allow", "deny")
 _KEEPALIVE: Final = b'{"kind":"keepalive"'
 
@@ -60,19 +57,15 @@ async def list_decisions(
     is made first; what its count becomes is in the list. Kept for 7 days, the newest 10,000 of a sandbox.
     """
     asked = call.query
-    after = asked.text("after", _CURSOR)
+    after = asked.text("after", CURSOR)
     verdict = asked.text("verdict", "allow|deny")
     since = asked.time("since")
     limit = asked.integer("limit", 100, 1, 1000)
     asked.check()
-    kind = _kind(call)
-    if kind == EVENT_STREAM and (last := call.request.headers.get("last-event-id")):
-        found = _EVENT_ID.fullmatch(last)
-        if found is None:
-            raise invalid_field("header:Last-Event-ID", "event_id", "is not an id of this stream")
-        if found[2]:
-            return Response(status_code=204)
-        after = found[1]
+    kind = accepted(call.request, _JSON, NDJSON, EVENT_STREAM)
+    after, was_read = goes_on(call.request, kind, after)
+    if was_read:
+        return Response(status_code=204)
     platform, caller = call.platform, call.caller
     sandbox = await history.find(platform, caller, sandbox_id)
     sealed = DecisionCursors(platform, caller, sandbox_id, verdict)
@@ -132,20 +125,3 @@ def _as_events(sealed: DecisionCursors, after: str | None) -> Render:
         yield b"event: end\nid: %b:end\ndata: {}\n\n" % cursor
 
     return render
-
-
-def _kind(call: Call) -> str:
-    """Return the offer the caller accepts; the list, where it will do. Raises `not_acceptable`."""
-    accept = call.request.headers.get("accept", "")
-    ranges = [part.partition(";")[0].strip().lower() for part in accept.split(",")[:64] if part.strip()]
-    if not ranges:
-        return _JSON
-    for media in ranges:
-        if media in {_JSON, "*/*", "application/*"}:
-            return _JSON
-        if media in {EVENT_STREAM, "text/*"}:
-            return EVENT_STREAM
-        if media == NDJSON:
-            return NDJSON
-    offers = [_JSON, NDJSON, EVENT_STREAM]
-    raise ProblemError("not_acceptable", "None of the types in Accept is available.", available=offers)

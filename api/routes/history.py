@@ -1,12 +1,12 @@
 """What is kept of a sandbox, also after its end: its log, and samples of its meters."""
 
-import re
 from typing import Annotated, Final
 
 from fastapi import APIRouter, Depends, Response
 from yarl import URL
 
 from api.routes.calls import Call, scoped
+from api.routes.following import CURSOR, accepted, goes_on
 from api.routes.operations import header, json_of, operation, query
 from api.routes.relay import EVENT_STREAM, NDJSON, Relay, Render, as_ndjson, as_server_events
 from api.routes.sandboxes import SandboxPath
@@ -20,10 +20,7 @@ router = APIRouter()
 
 _CODES: Final = ("sandbox_not_found", "node_unreachable", "sandbox_lost", "too_many_streams")
 _TEXT: Final = {"schema": {"type": "string"}}
-_CURSOR: Final = r"[A-Za-z0-9_=-]{1,256}"
-_EVENT_ID: Final = re.compile(rf"({_CURSOR})?(:end)?")
 _NOT_READY_SECONDS: Final = 30.0
-_ANY: Final = frozenset({"*/*", "application/*", NDJSON})
 
 
 @router.get(
@@ -52,18 +49,14 @@ async def read_logs(
     came too fast, is a row `lost`.
     """
     asked = call.query
-    after = asked.text("after", _CURSOR)
+    after = asked.text("after", CURSOR)
     process_id = asked.text("process_id", "prc[a-z2-7]{20}")
     follow = asked.choice("follow", "false", ("true", "false")) == "true"
     asked.check()
-    kind = _kind(call)
-    if kind == EVENT_STREAM and (last := call.request.headers.get("last-event-id")):
-        found = _EVENT_ID.fullmatch(last)
-        if found is None:
-            raise invalid_field("header:Last-Event-ID", "event_id", "is not an id of this stream")
-        if found[2]:
-            return Response(status_code=204)
-        after = found[1]
+    kind = accepted(call.request, NDJSON, EVENT_STREAM)
+    after, was_read = goes_on(call.request, kind, after)
+    if was_read:
+        return Response(status_code=204)
     platform, caller = call.platform, call.caller
     sandbox = await history.find(platform, caller, sandbox_id)
     history.require_logs_kept(platform, sandbox)
@@ -121,17 +114,3 @@ def _relay(
 
     url = URL(f"http://node/node/v1/sandboxes/{sandbox.id}/{name}").with_query(target)
     return Relay(call.request, platform.nodes.session(address), explain, url, render)
-
-
-def _kind(call: Call) -> str:
-    """Return the offer the caller accepts; lines, where both will do. Raises `not_acceptable`."""
-    accept = call.request.headers.get("accept", "")
-    ranges = [part.partition(";")[0].strip().lower() for part in accept.split(",")[:64] if part.strip()]
-    if not ranges:
-        return NDJSON
-    for media in ranges:
-        if media in {EVENT_STREAM, "text/*"}:
-            return EVENT_STREAM
-        if media in _ANY:
-            return NDJSON
-    raise ProblemError("not_acceptable", "None of the types in Accept is available.", available=[NDJSON, EVENT_STREAM])

@@ -5,41 +5,12 @@ from collections.abc import AsyncIterator
 from typing import Final
 
 import aiohttp
-from starlette.requests import Request
 
-from api.routes.relay import EVENT_STREAM, NDJSON, Render
-from sandboxd.contract.problems import ProblemError
-from sandboxd.contract.validation import invalid_field
+from api.routes.relay import Render
 
-__all__ = ["EVENT_STREAM", "NDJSON", "as_lines", "as_server_events", "kind_of", "resumed"]
-
-_ANY: Final = frozenset({"*/*", "application/*", NDJSON})
-_EVENT_ID: Final = re.compile(r"([0-9]{1,9})(:end)?")
 _KIND: Final = re.compile(rb'"kind":"([a-z]{1,16})"')
 _NEXT: Final = re.compile(rb'"next":([0-9]{1,12})')
 _LONGEST_LINE: Final = 1024 * 1024
-
-
-def kind_of(request: Request) -> str:
-    """Return the media type to answer with. Raises `not_acceptable`."""
-    accept = request.headers.get("accept", "*/*")
-    offers = {part.partition(";")[0].strip().lower() for part in accept.split(",")}
-    if EVENT_STREAM in offers:
-        return EVENT_STREAM
-    if offers & _ANY:
-        return NDJSON
-    raise ProblemError("not_acceptable", "This answers NDJSON or server-sent events.", available=[NDJSON, EVENT_STREAM])
-
-
-def resumed(request: Request, after: int) -> int | None:
-    """Return where a stream of events goes on; None where it was read to its end."""
-    last = request.headers.get("last-event-id")
-    if not last:
-        return after
-    found = _EVENT_ID.fullmatch(last)
-    if found is None:
-        raise invalid_field("header:Last-Event-ID", "event_id", "is not an id of this stream")
-    return None if found[2] else int(found[1])
 
 
 async def _lines(content: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

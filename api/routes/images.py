@@ -8,9 +8,10 @@ from yarl import URL
 
 from api.routes.answers import REPLAYED, json_answer
 from api.routes.calls import LARGE_BODY_BYTES, MERGE_PATCH, Call, scoped
-from api.routes.image_log import EVENT_STREAM, NDJSON, as_lines, as_server_events, kind_of, resumed
+from api.routes.following import accepted, goes_on
+from api.routes.image_log import as_lines, as_server_events
 from api.routes.operations import IDEMPOTENCY, IF_MATCH, WAIT, json_body, json_of, operation, query
-from api.routes.relay import Relay
+from api.routes.relay import EVENT_STREAM, NDJSON, Relay
 from api.services import image_builds, image_following, image_making, images
 from api.services.image_nodes import member_of
 from api.services.image_requests import NAME, TAG, ImageSpec, PatchImage, PutTag, split_tag
@@ -36,6 +37,7 @@ _STATE_SCHEMA: Final = {"type": "string", "enum": list(_STATES)}
 _TAGGED: Final = re.compile(rf"{NAME}:{TAG}")
 _IMAGE: Final = json_of(Image)
 _HEADERS: Final = {"ETag": {"schema": {"type": "string"}, "description": "The generation, quoted."}}
+_POSITION: Final = r"[0-9]{1,9}"
 _TEXT: Final = {"schema": {"type": "string"}}
 _MAKE_CODES: Final = (
     "image_not_found",
@@ -209,10 +211,11 @@ async def read_image_log(call: Read, image_id: ImagePath) -> Response:
     after = asked.integer("after", 0, 0, 10**9 - 1)
     follow = asked.choice("follow", "false", ("true", "false")) == "true"
     asked.check()
-    kind = kind_of(call.request)
-    last = resumed(call.request, after) if kind == EVENT_STREAM else after
-    if last is None:
+    kind = accepted(call.request, NDJSON, EVENT_STREAM)
+    last, was_read = goes_on(call.request, kind, str(after), _POSITION)
+    if was_read:
         return Response(status_code=204)
+    after = int(last or "0")
     platform = call.platform
     record = await platform.database.read(store.get_own, call.caller.project_id, image_id)
     problem = ProblemError("node_unreachable", "The node of the image does not answer.", retry_after_seconds=1)
@@ -225,9 +228,9 @@ async def read_image_log(call: Read, image_id: ImagePath) -> Response:
         return problem
 
     target = URL(f"http://node/node/v1/image-jobs/{image_id}/log").with_query(
-        {"after": str(last), "follow": "true" if follow else "false"}
+        {"after": str(after), "follow": "true" if follow else "false"}
     )
-    render = as_server_events(last) if kind == EVENT_STREAM else as_lines
+    render = as_server_events(after) if kind == EVENT_STREAM else as_lines
     return Relay(call.request, platform.nodes.session(address), explain, target, (kind, render))
 
 

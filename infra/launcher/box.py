@@ -41,7 +41,7 @@ def prepare(config: LauncherConfig) -> None:
     account.ensure_directories(config, account.ensure_account(config.api_user))
     undo_restore(config)
     # The api's user cannot write beside the sources; compiled now, it starts sooner every time.
-    for package in ("api", "sandboxd", "netpolicy", "tunnels"):
+    for package in ("api", "sandboxd", "netpolicy", "tunnels", "programs"):
         compileall.compile_dir(REPOSITORY / package, quiet=2)
 
 

@@ -18,17 +18,14 @@ from pathlib import Path
 from typing import Final
 
 from infra.setup.places import REPOSITORY
+from programs.libc import PR_SET_NO_NEW_PRIVS, PR_SET_PDEATHSIG, check, libc, prctl
 
-_PR_SET_PDEATHSIG: Final = 1
-_PR_SET_NO_NEW_PRIVS: Final = 38
 _CLONE_NEWNS: Final = 0x00020000
 _MS_NOSUID: Final = 0x2
 _MS_BIND: Final = 0x1000
 _MS_REC: Final = 0x4000
 _MS_PRIVATE: Final = 0x40000
 _MOST_FILES: Final = 1 << 20
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def main(arguments: list[str]) -> None:
@@ -46,9 +43,9 @@ def main(arguments: list[str]) -> None:
         if hidden:
             _open_a_view(hidden)
         _become(account)
-        _check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
+        prctl(PR_SET_NO_NEW_PRIVS, 1, "no_new_privs")
     # After the change of user, which clears it; and the launcher may have ended before it was set.
-    _check(_libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0), "pdeathsig")
+    prctl(PR_SET_PDEATHSIG, signal.SIGTERM, "pdeathsig")
     if os.getppid() != launcher:
         sys.exit(1)
     os.execv(command[0], command)  # noqa: S606 - the launcher's own argument list
@@ -67,7 +64,7 @@ def closed_ancestors(needed: Iterable[Path]) -> dict[Path, set[Path]]:
 
 def _open_a_view(closed: dict[Path, set[Path]]) -> None:
     """In a mount namespace of its own: cover each closed directory by an empty one that shows only what is needed."""
-    _check(_libc.unshare(_CLONE_NEWNS), "unshare")
+    check(libc.unshare(_CLONE_NEWNS), "unshare")
     _mount(b"none", b"/", None, _MS_REC | _MS_PRIVATE, None)
     umask = os.umask(0o022)  # the caller's may keep others out of the directories made here
     for directory, needed in closed.items():
@@ -105,13 +102,7 @@ def _raise_file_limit() -> None:
 
 
 def _mount(source: bytes, target: bytes, kind: bytes | None, flags: int, data: bytes | None) -> None:
-    _check(_libc.mount(source, target, kind, ctypes.c_ulong(flags), data), f"mount on {os.fsdecode(target)}")
-
-
-def _check(result: int, what: str) -> None:
-    if result != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, f"{what}: {os.strerror(number)}")
+    check(libc.mount(source, target, kind, ctypes.c_ulong(flags), data), f"mount on {os.fsdecode(target)}")
 
 
 if __name__ == "__main__":

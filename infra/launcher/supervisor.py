@@ -5,7 +5,6 @@ the sandboxes' host processes are such orphans while no node agent runs.
 """
 
 import asyncio
-import ctypes
 import os
 import signal
 from collections.abc import Awaitable, Callable, Mapping
@@ -16,8 +15,8 @@ from typing import Final
 
 from infra.launcher import rotation
 from infra.launcher.rotation import DEFAULT, Bounds
+from programs.libc import PR_SET_CHILD_SUBREAPER, prctl
 
-_PR_SET_CHILD_SUBREAPER: Final = 36
 _FIRST_PAUSE_SECONDS: Final = 0.2
 _LONGEST_PAUSE_SECONDS: Final = 30.0
 _STEADY_SECONDS: Final = 60.0
@@ -50,9 +49,7 @@ class Reaper:
 
     def open(self) -> None:
         """Take over orphans and their exit statuses. Once, in the main thread, inside the running loop."""
-        libc = ctypes.CDLL(None, use_errno=True)
-        if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
-            raise OSError(ctypes.get_errno(), "cannot become subreaper")
+        prctl(PR_SET_CHILD_SUBREAPER, 1, "cannot become subreaper")
         asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, self._collect)
 
     def close(self) -> None:

@@ -18,6 +18,7 @@ PARTS: Final = (
     "sandboxd",
     "netpolicy",
     "tunnels",
+    "programs",
     "infra",
     "openapi",
     "clients/python/sandlot",

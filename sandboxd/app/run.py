@@ -1,23 +1,20 @@
 """The node agent as a program: serve until told to stop, or end every sandbox of the node."""
 
 import asyncio
-import ctypes
 import gc
 import os
-import signal
 import sys
 from collections.abc import AsyncGenerator, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, Final, cast
 
 import structlog
-import uvloop
 from aiohttp import web
 
+from programs.running import run, told_to_end
 from sandboxd.app import data_plane, decisions, gateway, history, images, operator, tunnels
 from sandboxd.app import node as node_calls
 from sandboxd.app.assembly import Node, Parts, opened, real_parts
-from sandboxd.app.logs import set_up_logs
 from sandboxd.app.server import allowed_peers, application, listen, runner
 from sandboxd.app.streams import Streams
 from sandboxd.config import NodeConfig
@@ -31,7 +28,6 @@ from sandboxd.processes.live import Ending
 _log = structlog.get_logger(__name__)
 
 _DOWN_SECONDS: Final = 60.0
-_PR_SET_DUMPABLE: Final = 4
 _COLLECT_EVERY: Final = 20_000
 """Objects made and not yet gone, by which the collector counts; some of a call's own go in circles."""
 
@@ -49,15 +45,11 @@ def down(config: NodeConfig | None = None) -> None:
 def _run(work: Coroutine[Any, Any, None], config: NodeConfig | None) -> None:
     # Whatever is written here or by runsc, which inherits this, is nobody else's; what others may use says so itself.
     os.umask(0o077)
-    # Nor is this memory, which holds keys and what callers send, in no dump and for no debugger.
-    ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
-    set_up_logs((config or NodeConfig()).log_level)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as loop:
-        try:
-            loop.run(work)
-        except* Exception as errors:  # noqa: BLE001 - the last words of the program
-            _log.critical("node agent cannot go on", exc_info=True, errors=_words(errors))
-            sys.exit(1)
+    try:
+        run(work, log_level=(config or NodeConfig()).log_level)
+    except* Exception as errors:  # noqa: BLE001 - the last words of the program
+        _log.critical("node agent cannot go on", exc_info=True, errors=_words(errors))
+        sys.exit(1)
 
 
 def _words(error: BaseException) -> list[str]:
@@ -69,10 +61,7 @@ def _words(error: BaseException) -> list[str]:
 
 
 async def _serve_until_told(config: NodeConfig) -> None:
-    told = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, told.set)
+    told = told_to_end()
     async with serving(config, real_parts(config)):
         _spare_the_collector()
         _log.info("listening", socket=str(config.node_socket_path))

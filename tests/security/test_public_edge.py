@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +97,26 @@ async def test_a_head_that_trickles_in_is_cut_off(stand: Stand, monkeypatch: pyt
             status, headers, body = await connection.answer()
             assert (status, headers["connection"], body["code"]) == (400, "close", "malformed_request")
             assert await connection.over()
+
+
+async def test_one_address_holds_only_so_many_connections_of_the_api(tmp_path: Path) -> None:
+    async with api(tmp_path, api_connections_per_address=3) as stand, AsyncExitStack() as stack:
+        held = [await stack.enter_async_context(wire(stand)) for _ in range(3)]
+        for each in held:
+            each.writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert (await each.answer())[0] == 200
+        async with wire(stand) as one_more:
+            assert await one_more.over()
+        held[0].writer.close()
+
+        async def served() -> bool:
+            async with wire(stand) as again:
+                again.writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+                return not await again.over()
+
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while not await served():  # noqa: ASYNC110 - the place comes free at the other end
+                await asyncio.sleep(0.01)
 
 
 async def test_a_body_may_take_its_time(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sandboxd.contract.sockets import BEARER_PREFIX
 from sandboxd.contract.tunnels import GUEST_PORT
 from tunnels import hygiene, routing
-from tunnels.gateway.connections import Limits
+from tunnels.limits import Limits
 from tunnels.routing import DataCall, Names, RoutingError, Visit
 
 ID = "sbx" + "a" * 20

@@ -5,9 +5,7 @@ The parser is aiohttp's (llhttp, strict): both a length and chunks, a length twi
 
 import asyncio
 import logging
-from collections import Counter
 from collections.abc import Awaitable, Callable
-from ipaddress import IPv6Address, ip_address
 from typing import Any, Final, cast
 
 from aiohttp import web
@@ -16,6 +14,7 @@ from aiohttp.web_protocol import RequestHandler
 
 from tunnels.gateway.answers import new_request_id, refuse
 from tunnels.gateway.node import Stream
+from tunnels.limits import Limits
 from tunnels.problems import Refusal
 
 HEAD_SECONDS: Final = 60.0
@@ -23,52 +22,12 @@ HEAD_SECONDS: Final = 60.0
 MAX_LINE_BYTES: Final = 8190
 """A header, or a request's path with its query."""
 MAX_HEADERS: Final = 100
-_HOST_BITS: Final = 64
 _LINGERING_SECONDS: Final = 2.0
 _READ_BYTES: Final = 128 * 1024
 _NOBODY: Final = logging.getLogger("tunnels.gateway.nobody")
 """What clients send is no business of our log."""
 
 Handle = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
-
-
-class Limits:
-    """Counts connections, of all clients and of each."""
-
-    def __init__(self, *, most: int, most_of_one: int) -> None:
-        self._most = most
-        self._most_of_one = most_of_one
-        self._by_address: Counter[str] = Counter()
-        self.open = 0
-        self.refused = 0
-
-    def enter(self, address: str) -> bool:
-        """Take one more in; False where there are too many."""
-        client = _client_of(address)
-        if self.open >= self._most or self._by_address[client] >= self._most_of_one:
-            self.refused += 1
-            return False
-        self.open += 1
-        self._by_address[client] += 1
-        return True
-
-    def leave(self, address: str) -> None:
-        client = _client_of(address)
-        self.open -= 1
-        self._by_address[client] -= 1
-        if not self._by_address[client]:
-            del self._by_address[client]
-
-
-def _client_of(address: str) -> str:
-    """Return what counts as one client: an address, or of version 6 the network that one host is given."""
-    try:
-        found = ip_address(address)
-    except ValueError:
-        return address
-    if found.version == 4:
-        return address
-    return str(found.ipv4_mapped or IPv6Address(int(found) >> _HOST_BITS << _HOST_BITS))
 
 
 class Connection(RequestHandler):

@@ -5,9 +5,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
-from tunnels.gateway.connections import Limits, address_of
+from tunnels.gateway.connections import address_of
 from tunnels.gateway.node import NodeAwayError, NodeLink
 from tunnels.hello import MOST_BYTES, HelloError, server_name
+from tunnels.limits import Limits
 from tunnels.routing import Names
 from tunnels.ways import StreamRequest
 

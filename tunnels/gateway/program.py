@@ -1,29 +1,26 @@
 """The program: listens, tells its node, and lets go when told to."""
 
 import asyncio
-import ctypes
-import signal
 import socket
-import sys
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 import structlog
-import uvloop
 
+from programs.running import run, told_to_end
 from tunnels.certificates import Certificate
 from tunnels.gateway.config import GatewayConfig
-from tunnels.gateway.connections import Limits, Server
+from tunnels.gateway.connections import Server
 from tunnels.gateway.handler import Handler, say_hello
 from tunnels.gateway.node import NodeLink
 from tunnels.gateway.passage import BUFFER_BYTES, Passage
+from tunnels.limits import Limits
 from tunnels.routing import Names
 
 _log = structlog.get_logger()
 _BACKLOG = 2048
-_PR_SET_DUMPABLE = 4
 _HELLO_SECONDS = 5.0
 _HANDSHAKE_SECONDS = 10.0
 """Until it is done a connection counts as nobody's."""
@@ -116,28 +113,13 @@ def _own_address() -> str:
 
 
 async def _serve(config: GatewayConfig) -> None:
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    told = told_to_end()
     async with serving(config) as url:
         _log.info("serving", url=url, node=str(config.node_dir))
-        await stop.wait()
+        await told.wait()
     _log.info("stopped")
 
 
 def main() -> None:
     """Run until SIGTERM or SIGINT."""
-    # Tokens and what clients send pass through this memory: it goes into no dump.
-    ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(),
-        ],
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
-    )
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(GatewayConfig()))
+    run(_serve(GatewayConfig()))

@@ -1,4 +1,4 @@
-"""The node's log: one JSON object a line on standard error."""
+"""The log of a program: one JSON object a line on standard error, of libraries too."""
 
 import json
 import logging
@@ -7,7 +7,7 @@ import sys
 import structlog
 
 
-def set_up_logs(level: str) -> None:
+def set_up_logs(level: str = "info") -> None:
     """Send structlog and what libraries log to standard error."""
     structlog.configure(
         processors=[

@@ -1,0 +1,1 @@
+"""What programs that run for long begin with. Knows none of them."""
