@@ -367,9 +367,14 @@ class KernelNetwork:
         self._sweep_later()
 
     def _refill_pool(self) -> None:
-        """Make slots in the background until there are enough, one after the other."""
+        """Make slots in the background until there are enough, one after the other, once half of them are gone.
+
+        A sandbox that ends gives a clean one back, which costs a fraction of making one; and none is made beside each
+        start, when the processors are wanted most.
+        """
         router = self._running()
-        if len(router.ready) < self._pool_size and (self._refill is None or self._refill.done()):
+        few = len(router.ready) <= self._pool_size // 2 and len(router.ready) < self._pool_size
+        if few and (self._refill is None or self._refill.done()):
             self._refill = self._thread("router").submit(partial(self._refill_one, router), Urgency.BACKGROUND)
 
     # What follows runs in the threads.
