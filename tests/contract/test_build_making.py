@@ -165,6 +165,35 @@ async def test_a_difference_of_a_sandbox_is_laid_over(tmp_path: Path) -> None:
         assert found == {"bin": "→ usr/bin", "etc": None, "etc/new": "n", "hot": "h"}
 
 
+async def test_what_is_known_of_a_parent_changes_no_byte(tmp_path: Path) -> None:
+    """The first image is made with nothing known, the second with all; and one on top of each other."""
+    files = {"./new": "n" * 5000, "./zeros": {"data": bytes(1 << 20)}, "./same": BASE["big"]}
+    async with bench(tmp_path) as made:
+        known = made.store.directory / ".units" / made.base.stem
+        assert not known.exists()
+        _, _, first = await made.make(Change(kind="upper"), upper=tar(files))
+        while True:
+            if known.exists():
+                break
+            await asyncio.sleep(0.01)
+        _, _, second = await made.make(Change(kind="upper"), upper=tar(files))
+        assert first.image.digest == second.image.digest
+        async with made.store.lease(first.image.id) as local:
+            made.base = local.path
+            found, _, _ = await made.make(Change(kind="upper"), upper=tar({"./more": "m"}))
+        assert (found["new"], found["more"], found["same"]) == ("n" * 5000, "m", BASE["big"])
+        assert found["zeros"] == "\0" * (1 << 20)
+
+
+async def test_an_image_is_made_although_what_is_known_is_damaged(tmp_path: Path) -> None:
+    async with bench(tmp_path) as made:
+        (made.store.directory / ".units").mkdir()
+        (made.store.directory / ".units" / made.base.stem).write_bytes(b"SLUNITS1" + bytes(100))
+        found, _, _ = await made.make(Change(kind="upper"), upper=tar({"./more": "m"}))
+        assert found["more"] == "m"
+        assert found["big"] == BASE["big"]
+
+
 HOSTILE: dict[str, tuple[dict[str, Any] | bytes, ImageReason]] = {
     "out": ({"../x": "x"}, ImageReason.UNSAFE_CONTENT),
     "through a link": ({"a": symlink("/etc"), "a/x": "x"}, ImageReason.UNSAFE_CONTENT),
