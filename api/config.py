@@ -54,7 +54,7 @@ class Settings(BaseSettings):
     record_days: int = Field(default=30, ge=1)
     """How long the record of an ended sandbox stays readable."""
     tunnel_domains: tuple[str, ...] = ()
-    """Domains below which `tls` tunnels may have a `server_name`: `project=domain` for one project, `domain` for any."""
+    """Below these a `tls` tunnel may have a `server_name`: `project=domain` for one project, `domain` for any."""
     token_key_days: float = Field(default=30, gt=0)
     """How long a key signs sandbox tokens before the next one does."""
     api_drain_seconds: int = Field(default=5, ge=0)
