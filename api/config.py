@@ -61,6 +61,8 @@ class Settings(BaseSettings):
     """How long a log is kept after the end of its sandbox."""
     record_days: int = Field(default=30, ge=1)
     """How long the record of an ended sandbox stays readable."""
+    tunnel_domains: tuple[str, ...] = ()
+    """Below these a `tls` tunnel may have a `server_name`: `project=domain` for one project, `domain` for any."""
     token_key_days: float = Field(default=30, gt=0)
     """How long a key signs sandbox tokens before the next one does."""
     max_secrets: int = Field(default=200, ge=0)

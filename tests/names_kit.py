@@ -107,7 +107,7 @@ class ZoneRelay(Relay):
     """Asks the zone instead of a server."""
 
     def __init__(self, zone: Zone) -> None:
-        super().__init__(lambda: ["127.0.0.1"], lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        super().__init__(lambda: ["127.0.0.1"], lambda kind: socket.socket(socket.AF_INET, kind))
         self._zone = zone
 
     async def _answer(self, server: str, question: bytes) -> bytes:  # noqa: ARG002

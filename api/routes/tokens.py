@@ -4,7 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
 
-from api.routes.answers import json_answer
+from api.routes.answers import REPLAYED, json_answer
 from api.routes.calls import Call, platform_of, scoped
 from api.routes.operations import IDEMPOTENCY, json_body, json_of, operation
 from api.routes.sandboxes import SandboxPath
@@ -26,7 +26,14 @@ class PublicKeys(Open):
     "/v1/sandboxes/{sandbox_id}/tokens",
     **operation(
         answers={201: ("The token; it is not shown again.", json_of(Token))},
-        codes=["sandbox_not_found", "sandbox_ended", "body_too_large", "unsupported_media_type"],
+        codes=[
+            "sandbox_not_found",
+            "sandbox_ended",
+            "body_too_large",
+            "unsupported_media_type",
+            "idempotency_in_flight",
+            "idempotency_mismatch",
+        ],
         body=json_body(CreateToken),
         parameters=[IDEMPOTENCY],
         tags=["tunnels"],
@@ -38,11 +45,13 @@ async def create_token(
     """Make a token for one sandbox, with no more scopes than the key has; only a key can.
 
     It may be bound to a `port` or a `path`: then it may stand in an address, and lives up to seven days. It ends with
-    the key that made it. Sent again, with whatever `Idempotency-Key`, it makes another one.
+    the key that made it. Sent again with its `Idempotency-Key`, it makes a fresh one that says the same: none is kept.
     """
     call.no_query()
-    body, _ = await call.body(CreateToken)
-    return json_answer(await tokens.create(call.platform, call.caller, sandbox_id, body), 201)
+    body, raw = await call.body(CreateToken)
+    key = call.idempotency_key("create_token", raw)
+    token, replayed = await tokens.create(call.platform, call.caller, sandbox_id, body, key)
+    return json_answer(token, 201, {REPLAYED: "true"} if replayed else None)
 
 
 @router.get(

@@ -293,7 +293,7 @@ def _tunnels(platform: Platform, caller: Caller, body: SandboxRequest) -> list[N
         return []
     caller.require("tunnels", write=True)
     for spec in asked:
-        tunnels.check_server_name(spec)
+        tunnels.check_server_name(platform, caller, spec)
     sources = platform.sources
     at = sources.now_us()
     # A microsecond apart, so that they are listed in the order in which they were asked for.

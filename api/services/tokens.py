@@ -7,10 +7,13 @@ from urllib.parse import quote
 
 from pydantic import AfterValidator, Field
 
+from api.services import idempotency
 from api.services.identity import Caller
 from api.services.platform import Platform
 from api.services.views import ended_problem, time_of
+from api.store import idempotency as key_store
 from api.store import sandboxes as store
+from api.store.idempotency import Key
 from api.store.tables import Sandbox
 from sandboxd.contract.problems import ProblemError
 from sandboxd.contract.processes import Open, Strict, Time
@@ -77,8 +80,37 @@ def access(platform: Platform, caller: Caller, sandbox: Sandbox) -> Access | Non
     return Access.model_construct(url=url, token=made.token, expires_at=made.expires_at, scopes=allowed)
 
 
-async def create(platform: Platform, caller: Caller, sandbox_id: str, body: CreateToken) -> Token:
-    """Make a token for one sandbox. Nobody grants what they lack, and only a key makes tokens."""
+async def create(
+    platform: Platform, caller: Caller, sandbox_id: str, body: CreateToken, key: Key | None
+) -> tuple[Token, bool]:
+    """Make a token for one sandbox. Returns it, and whether this was a replay.
+
+    No token is kept, so a replay makes a fresh one with the same claims, as the `access` of a replayed create is.
+    """
+    if key is None:
+        return await _create(platform, caller, sandbox_id, body), False
+    claim = await platform.database.write(
+        key_store.claim,
+        caller.project_id,
+        key,
+        resource_id=sandbox_id,
+        incarnation=platform.incarnation,
+        now_us=platform.sources.now_us(),
+    )
+    if claim.outcome in {"mismatch", "in_flight"}:
+        idempotency.refuse(claim)
+    try:
+        token = await _create(platform, caller, sandbox_id, body)
+    except BaseException:
+        if claim.outcome == "fresh":
+            await platform.database.write(key_store.release, caller.project_id, key)
+        raise
+    await platform.database.write(key_store.finish, caller.project_id, key, status=201)
+    return token, claim.outcome == "done"
+
+
+async def _create(platform: Platform, caller: Caller, sandbox_id: str, body: CreateToken) -> Token:
+    """Nobody grants what they lack, and only a key makes tokens."""
     sandbox = await platform.database.read(store.get, caller.project_id, sandbox_id)
     if sandbox.ended_at is not None:
         raise ended_problem(sandbox)

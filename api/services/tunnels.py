@@ -106,7 +106,7 @@ async def close(platform: Platform, caller: Caller, sandbox_id: str, tunnel_id: 
 async def _open(
     platform: Platform, caller: Caller, sandbox_id: str, spec: TunnelSpec, tunnel_id: str | None = None
 ) -> tuple[Tunnel, bool]:
-    check_server_name(spec)
+    check_server_name(platform, caller, spec)
     sandbox = await _live(platform, caller, sandbox_id)
     tunnel_id = tunnel_id or new_id("tun", platform.sources.random_bytes)
     asked = store.row_of(sandbox, tunnel_id, spec, platform.sources.now_us())
@@ -121,10 +121,15 @@ async def _open(
     return _shown(platform, sandbox, row, report), created
 
 
-def check_server_name(spec: TunnelSpec) -> None:
-    """Refuse a name that is not the platform's own: below which domains a project may have others nobody says yet."""
-    if spec.server_name is not None:
-        raise invalid_field("/server_name", "value_error", "no domain was given to this project: leave it out")
+def check_server_name(platform: Platform, caller: Caller, spec: TunnelSpec) -> None:
+    """Refuse a name that is not below a domain which the operator gave to the project."""
+    if spec.server_name is None:
+        return
+    given = [each.rpartition("=") for each in platform.settings.tunnel_domains]
+    domains = [domain for project, _, domain in given if project in ("", caller.project_id)]
+    if not any(spec.server_name.endswith("." + domain) for domain in domains):
+        below = f"only below {', '.join(domains)}" if domains else "no domain was given to this project: leave it out"
+        raise invalid_field("/server_name", "value_error", below)
 
 
 async def _live(platform: Platform, caller: Caller, sandbox_id: str) -> Sandbox:

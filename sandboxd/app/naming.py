@@ -76,5 +76,5 @@ async def named(naming: Naming | None, book: DecisionBook) -> AsyncGenerator[Non
         yield
 
 
-def _host_socket() -> socket.socket:
-    return socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+def _host_socket(kind: socket.SocketKind) -> socket.socket:
+    return socket.socket(socket.AF_INET, kind | socket.SOCK_CLOEXEC)

@@ -24,14 +24,15 @@ class NodeWays:
         return self._way(sandbox_id, port, "http")
 
     def tls(self, server_name: str, sandbox_id: str | None, port: int | None) -> Way | None:
+        if sandbox_id is not None and port is not None:
+            # The platform's own name for a port: nobody else may have taken it for a tunnel of theirs.
+            found = self._way(sandbox_id, port, "tls")
+            return found if found is not None and found.tunnel.server_name is None else None
         for each in self.sandbox_ids():
             for tunnel in self.of(each):
                 if tunnel.kind == "tls" and tunnel.server_name == server_name and tunnel.port is not None:
                     return Way(each, tunnel.port, tunnel, self._ending(each, tunnel))
-        if sandbox_id is None or port is None:
-            return None
-        found = self._way(sandbox_id, port, "tls")
-        return found if found is not None and found.tunnel.server_name is None else None
+        return None
 
     def look_again(self) -> None:
         """End the streams of tunnels that are closed, or no longer what they were. After each change of any."""

@@ -41,8 +41,9 @@ MOST_LEARNED: Final = 1024
 """Addresses and ports of one slot that names may have led to at once."""
 
 _SWEPT_AT_ONCE: Final = 1
-"""Each costs the kernel up to ten milliseconds where there are tens of thousands, and whoever comes next waits."""
-_SWEEP_PAUSE_SECONDS: Final = 0.1
+"""Each costs the kernel some twenty milliseconds where there are fifty thousand, and whoever comes next waits."""
+_SWEEP_PAUSE: Final = 10
+"""How many times as long as a removal has taken, others have the thread and the kernel's tables to themselves."""
 _SWEPT_WITHOUT_PAUSE: Final = 2000
 """What is out of use costs memory, and what comes next a little more: from so many on it goes as fast as it can."""
 _KEPT_SECONDS: Final = 3600
@@ -150,6 +151,7 @@ class SlotPolicies:
                 return 0
             if known.stale:
                 some = tuple(itertools.islice(known.stale, _SWEPT_AT_ONCE))
+                begun = self._clock()
                 try:
                     self._firewall.apply(Change(remove=some))
                 except FirewallError as error:
@@ -157,7 +159,7 @@ class SlotPolicies:
                     return None
                 known.stale.difference_update(some)
                 left = sum(len(other.stale) for other in self._known.values())
-                return 0 if left > _SWEPT_WITHOUT_PAUSE else _SWEEP_PAUSE_SECONDS
+                return 0 if left > _SWEPT_WITHOUT_PAUSE else _SWEEP_PAUSE * (self._clock() - begun)
         return None
 
     def _settle(self, index: int, known: _Known) -> None:

@@ -176,6 +176,27 @@ async def test_revoking_a_key_is_told_to_nodes_at_once(stand: Stand) -> None:
     assert (await bearer.call("GET", path)).expect(401)["reason"] == "revoked"
 
 
+async def test_a_replay_is_a_fresh_token_that_says_the_same(stand: Stand) -> None:
+    sandbox = await stand.root.create()
+    path = f"/v1/sandboxes/{sandbox['id']}/tokens"
+    once = {"Idempotency-Key": "once"}
+    body = {"scopes": ["files:read"], "port": 8000}
+    first = await stand.root.call("POST", path, body, headers=once)
+    stand.clock.ahead_seconds = 10
+    again = await stand.root.call("POST", path, body, headers=once)
+    assert "Idempotency-Replayed" not in first.headers
+    assert again.headers["Idempotency-Replayed"] == "true"
+    by = Verifier()
+    by.trust([stand.platform.token_keys.public()[0]])
+    said = [by.check(each.expect(201)["token"], now_seconds=time.time() + 10) for each in (first, again)]
+    assert [(each.scp, each.port, each.exp - each.iat) for each in said] == [(["files:read"], 8000, 900)] * 2
+    assert said[0].jti != said[1].jti
+    other = await stand.root.call("POST", path, body | {"port": 8001}, headers=once)
+    assert other.expect(422)["code"] == "idempotency_mismatch"
+    refused = await stand.root.call("POST", path, {"scopes": ["files"], "path": "/a", "port": 1}, headers=once)
+    assert refused.expect(422)["code"] == "idempotency_mismatch"
+
+
 async def test_another_projects_key_makes_no_token(stand: Stand) -> None:
     sandbox = await stand.root.create()
     stranger = await stand.new_key()

@@ -194,6 +194,33 @@ async def test_bad_tunnels_are_refused_with_their_place(stand: Stand, changes: d
     assert await listed(stand, sandbox["id"]) == []
 
 
+@pytest.mark.parametrize(
+    ("given", "name", "taken"),
+    [
+        ("example.com", "a.example.com", True),
+        ("example.com", "a.b.example.com", True),
+        ("example.com", "example.com", False),
+        ("example.com", "a.notexample.com", False),
+        ("example.com", "a.other.com", False),
+        ("{project}=example.com", "a.example.com", True),
+        ("prjaaaaaaaaaaaaaaaaaaaa=example.com", "a.example.com", False),
+    ],
+)
+async def test_a_name_of_its_own_is_below_a_domain_given_to_the_project(
+    tmp_path: Path, given: str, name: str, *, taken: bool
+) -> None:
+    async with api(tmp_path) as stand:
+        sandbox = await stand.root.create()
+    async with api(tmp_path, tunnel_domains=(given.format(project=sandbox["project_id"]),)) as stand:
+        asked = {"port": 443, "kind": "tls", "server_name": name}
+        answer = await stand.root.call("POST", "/v1/sandboxes", {"tunnels": [asked]})
+        if not taken:
+            assert [error["path"] for error in answer.expect(422)["errors"]] == ["/server_name"]
+            return
+        [tunnel] = answer.expect(201)["tunnels"]
+        assert tunnel["server_name"] == name
+
+
 async def test_two_of_a_kind_to_one_port_are_one_too_many(stand: Stand) -> None:
     answer = await stand.root.call("POST", "/v1/sandboxes", {"tunnels": [SSH, SSH | {"allow_cidrs": ["10.0.0.0/8"]}]})
     assert [error["path"] for error in answer.expect(422)["errors"]] == ["/tunnels"]

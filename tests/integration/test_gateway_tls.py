@@ -144,6 +144,23 @@ async def test_tls_is_passed_on_by_its_name(passing: GatewayStand) -> None:
     writer.transport.abort()
 
 
+async def test_a_name_of_its_own_leads_to_a_tunnel_and_never_hides_anothers(passing: GatewayStand) -> None:
+    passing.open(port=8443, kind="tls", server_name="db.example.com")
+    port = await _tls_port(passing)
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context, server_hostname="db.example.com")
+    writer.write(b"hello")
+    async with asyncio.timeout(30):
+        assert await reader.readexactly(5) == b"hello"
+    writer.transport.abort()
+    passing.node.tunnels[ONE].clear()
+    passing.open(port=8443, kind="tls", server_name=f"8444-{ONE}.localhost")
+    with pytest.raises(ssl.SSLError, match="UNRECOGNIZED_NAME"):
+        await asyncio.open_connection("127.0.0.1", port, ssl=context, server_hostname=f"8444-{ONE}.localhost")
+
+
 @pytest.mark.parametrize("name", [f"8444-{ONE}.localhost", f"99999-{ONE}.localhost", "other.example.com", "localhost"])
 async def test_a_name_that_nobody_has_is_told_so(passing: GatewayStand, name: str) -> None:
     passing.open(port=8443, kind="tls")
