@@ -255,7 +255,7 @@ def by_hls(sandbox: Sandbox, given: Given) -> dict[str, Any]:
 def by_gateway(sandbox: Sandbox, given: Given) -> dict[str, Any]:
     tunnel = sandbox.tunnels.open(HLS_PORT, "http")
     # By path: browsers resolve names below `localhost`, players do not. The player keeps the cookie that it is given.
-    link = sandbox.tunnels.link(tunnel, "live.m3u8", by_path=tunnel.path_url is not None)
+    link = sandbox.tunnels.link(tunnel, "live.m3u8", form="path" if tunnel.path_url else "name")
     with closing(Served(sandbox, given.seconds)):
         return watch_hls(given.ffmpeg, link.url)
 

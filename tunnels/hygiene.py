@@ -38,6 +38,7 @@ _NOT_OUT_BY_PATH: Final = frozenset(
 )
 """What would speak for the whole origin, which the path form shares among sandboxes."""
 _KEY: Final = re.compile(r"(sandlot(op)?_[a-z2-7]{39}|e2b_[0-9a-f]{48})")
+_LOCATION: Final = re.compile(r"(?P<origin>(?:https?:)?//(?P<host>[^/?#\\]+))?(?P<path>/.*)", re.IGNORECASE)
 _WORD: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 
@@ -105,8 +106,8 @@ def inward(
         ("X-Sandlot-Sandbox", visit.sandbox_id),
         ("X-Sandlot-Client-Address", client),
     ]
-    if visit.prefix:
-        kept.append(("X-Forwarded-Prefix", visit.prefix))
+    if visit.cut:
+        kept.append(("X-Forwarded-Prefix", visit.cut))
     if identity is not None:
         kept.append(("X-Sandlot-Identity", encode(canonical(identity))))
     return kept
@@ -160,8 +161,8 @@ def _said(token: str) -> dict[str, Any]:
     return cast("dict[str, Any]", claims) if isinstance(claims, dict) else {}
 
 
-def outward(headers: Iterable[tuple[str, str]], visit: Visit) -> list[tuple[str, str]]:
-    """Return the headers that the client is sent of an answer from inside."""
+def outward(headers: Iterable[tuple[str, str]], visit: Visit, host: str = "") -> list[tuple[str, str]]:
+    """Return the headers that the client is sent of an answer from inside; `host` is the one that it asked."""
     pairs = list(headers)
     dropped = HOP_BY_HOP | _named_in_connection(pairs) | _NOT_OUT
     if visit.form != "host":
@@ -171,17 +172,46 @@ def outward(headers: Iterable[tuple[str, str]], visit: Visit) -> list[tuple[str,
         plain = name.lower()
         if plain in dropped or plain.startswith(_OURS):
             continue
-        if plain != "set-cookie":
+        if plain == "location":
+            kept.append((name, own_location(value, visit.cut, host)))
+        elif plain != "set-cookie":
             kept.append((name, value))
         elif not _is_our_cookie(value):
-            kept.append((name, own_cookie(value)))
+            kept.append((name, own_cookie(value, visit.prefix)))
     return kept
 
 
-def own_cookie(value: str) -> str:
-    """Return a cookie without its domain: what one sandbox sets must not reach the names of others."""
-    parts = [part for part in value.split(";") if part.partition("=")[0].strip().lower() != "domain"]
-    return ";".join(parts)
+def own_cookie(value: str, prefix: str = "") -> str:
+    """Return a cookie that reaches nobody but the server that set it.
+
+    Without its domain: else it would go to the names of other sandboxes. With a `prefix` that all sandboxes' servers
+    have on one origin, its path is below that.
+    """
+    pair, *given = value.split(";")
+    kept = [part for part in given if _attribute(part) != "domain"]
+    if prefix:
+        paths = [part.partition("=")[2].strip() for part in kept if _attribute(part) == "path"]
+        # The last one counts (RFC 6265); without any it is for all of the server.
+        path = paths[-1] if paths and paths[-1].startswith("/") else "/"
+        kept = [part for part in kept if _attribute(part) != "path"] + [f" Path={below(path, prefix)}"]
+    return ";".join([pair, *kept])
+
+
+def _attribute(part: str) -> str:
+    return part.partition("=")[0].strip().lower()
+
+
+def own_location(value: str, prefix: str, host: str) -> str:
+    """Return where a redirect leads as the client must ask for it: the server knows nothing of what is cut off."""
+    found = _LOCATION.fullmatch(value) if prefix else None
+    if found is None or (found["host"] is not None and found["host"].lower() != host.lower()):
+        return value
+    return (found["origin"] or "") + below(found["path"], prefix)
+
+
+def below(path: str, prefix: str) -> str:
+    """Return a path below a prefix, unless it is there already."""
+    return path if path == prefix or path.startswith(prefix + "/") else prefix + path
 
 
 def token_cookie(token: str, visit: Visit, *, secure: bool, seconds: int) -> str:

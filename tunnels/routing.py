@@ -5,7 +5,7 @@ Four ways, in this order: by headers, by the name asked for, by path, or a call 
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 from urllib.parse import urlsplit
 
@@ -23,7 +23,8 @@ _SANDBOX: Final = re.compile(r"sbx[a-z2-7]{20}")
 _LABEL: Final = re.compile(r"([1-9][0-9]{0,4})-(sbx[a-z2-7]{20})")
 _PORT: Final = re.compile(r"[1-9][0-9]{0,4}")
 _HOST: Final = re.compile(r"([A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
-_PATH: Final = re.compile(r"/s/([^/?]*)/([^/?]*)(?=/|\?|$)")
+_PATH: Final = re.compile(r"/([sw])/([^/?]*)/([^/?]*)(?=/|\?|$)")
+"""`/s/`: the server inside sees what follows. `/w/`: it sees the whole path, as those need whose links begin at it."""
 _CALL: Final = re.compile(r"/v1/sandboxes/([^/?]*)/([a-z]+)(?=/|\?|$)")
 _LAST_PORT: Final = 65_535
 
@@ -49,7 +50,14 @@ class Visit:
     target: str
     """Path and query as the server inside is to see them."""
     prefix: str = ""
-    """What of the path the server inside does not see."""
+    """What of the path leads to the server: nothing else of this origin is its own."""
+    is_whole: bool = False
+    """Whether the server sees that too."""
+
+    @property
+    def cut(self) -> str:
+        """What of the path the server inside does not see."""
+        return "" if self.is_whole else self.prefix
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +89,7 @@ class Names:
         if label is not None:
             return _visit(*_of_label(label), "host", target)
         if self.by_path and (found := _PATH.match(target)) is not None:
-            rest = target[found.end() :]
-            seen = rest if rest.startswith("/") else "/" + rest
-            return _visit(found[1], found[2], "path", seen, target[: found.end()])
+            return _by_path(target, found)
         if (found := _CALL.match(target)) is not None:
             return DataCall(found[1], found[2])
         raise RoutingError("route_not_found", "Nothing is served here.")
@@ -108,6 +114,13 @@ def _by_headers(target: str, sandboxes: Sequence[str], ports: Sequence[str]) -> 
     if len(sandboxes) != 1 or len(ports) != 1:
         raise RoutingError("malformed_request", f"{SANDBOX_HEADER} and {PORT_HEADER} go together, each once.")
     return _visit(sandboxes[0], ports[0], "header", target)
+
+
+def _by_path(target: str, found: re.Match[str]) -> Visit:
+    prefix, rest = target[: found.end()], target[found.end() :]
+    seen = rest if rest.startswith("/") else "/" + rest
+    visit = _visit(found[2], found[3], "path", seen, prefix)
+    return visit if found[1] == "s" else replace(visit, target=prefix + seen, is_whole=True)
 
 
 def _of_label(label: str) -> tuple[str, str]:

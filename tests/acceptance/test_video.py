@@ -64,7 +64,7 @@ def test_the_same_from_outside(
         seen = _watch(outside, ffmpeg, "play", "-i", f"tcp://{host}:{ts.public_port}")
         assert (seen["missing"], seen["damaged"]) == (0, 0), seen
         tunnel = sandbox.tunnels.open(ports[3], "http")
-        link = sandbox.tunnels.link(tunnel, "live.m3u8", by_path=True)
+        link = sandbox.tunnels.link(tunnel, "live.m3u8", form="path")
         with closing(watch_video.Served(sandbox, float(_SECONDS))):
             seen = _watch(outside, ffmpeg, "watch_hls", link.url)
         assert (seen["missing"], seen["damaged"]) == (0, 0), seen

@@ -47,7 +47,7 @@ def test_a_lost_answer_to_a_close_is_asked_again_and_is_a_success(api: StubApi) 
 
 def test_a_link_opens_a_port_to_whoever_has_it(api: StubApi) -> None:
     name = api.add_sandbox(name="box")["id"]
-    api.tokens = ["t1", "t2", "t3", "t4"]
+    api.tokens = ["t1", "t2", "t3", "t4", "t5"]
     with Client(api.url, api.key, retries=RetryPolicy(attempts=3, first_seconds=0)) as client:
         box = Sandbox.get(name, client=client)
         web = box.tunnels.open(8000, "http")
@@ -55,12 +55,14 @@ def test_a_link_opens_a_port_to_whoever_has_it(api: StubApi) -> None:
         assert box.tunnels.link(web, "/a?b=c", expires_in_seconds=60, identity={"user": "ada"}).url == (
             "http://8000-box.stub.test/a?b=c&sandlot_token=t2"
         )
-        by_path = box.tunnels.link(web, "x", by_path=True)
+        by_path = box.tunnels.link(web, "x", form="path")
         assert by_path.url == f"http://stub.test/s/{name}/8000/x?sandlot_token=t3"
         assert "t3" not in repr(by_path)
+        whole = box.tunnels.link(web, "/lab", form="whole-path")
+        assert whole.url == f"http://stub.test/w/{name}/8000/lab?sandlot_token=t4"
         ssh = box.tunnels.open(22)
         with pytest.raises(ConfigurationError):
-            box.tunnels.link(ssh, by_path=True)
+            box.tunnels.link(ssh, form="path")
     assert api.violations == []
 
 

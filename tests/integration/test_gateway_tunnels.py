@@ -55,6 +55,12 @@ async def test_the_root_of_the_path_form_needs_no_slash(stand: GatewayStand) -> 
         assert (await stand.ask("GET", given, headers={"Host": "gw"}))[2]["target"] == target
 
 
+async def test_a_server_that_knows_its_path_is_asked_with_it(stand: GatewayStand) -> None:
+    stand.open()
+    status, _, row = await stand.ask("GET", f"/w/{ONE}/{PORT}/lab?x")
+    assert (status, row["target"]) == (200, f"/w/{ONE}/{PORT}/lab?x")
+
+
 async def test_a_token_tunnel_opens_to_tokens_of_its_sandbox_alone(stand: GatewayStand) -> None:
     stand.open(visibility="token")
     good = stand.token(identity={"user": "ü"})

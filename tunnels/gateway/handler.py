@@ -195,7 +195,7 @@ class _Passing:
             stream.session,
             without_token(visit.target),
             sent,
-            lambda pairs: outward(pairs, visit),
+            lambda pairs: outward(pairs, visit, request.headers["Host"]),
             upgrade=upgrade_of(self.headers),
         )
 
@@ -219,7 +219,7 @@ class _Passing:
             seconds=min(left, 7 * _DAY_SECONDS),
         )
         # Absolute: a path may begin with two slashes.
-        path = self.visit.prefix + without_token(self.visit.target)
+        path = self.visit.cut + without_token(self.visit.target)
         headers = {
             "Location": f"{self.scheme}://{self.request.headers['Host']}{path}",
             "Set-Cookie": cookie,

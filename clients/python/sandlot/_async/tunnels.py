@@ -13,6 +13,7 @@ from sandlot.models import as_object, as_objects, parse_time, required, text
 
 _SILENCE_SECONDS = 60.0
 """Opening waits for a sandbox that is still starting."""
+_FORMS = ("name", "path", "whole-path")
 
 
 class AsyncTunnels:
@@ -82,16 +83,19 @@ class AsyncTunnels:
         path: str = "/",
         *,
         port: int | None = None,
-        by_path: bool = False,
+        form: str = "name",
         expires_in_seconds: int | None = None,
         identity: Mapping[str, Any] | None = None,
     ) -> Link:
         """Make an address that opens an http tunnel in a browser or a player, to hand out: it works for a while.
 
-        `path` is the server's own. `by_path` gives the form without a name of its own. `port` says which one of a
-        tunnel to all of them. What `identity` says reaches the server in `X-Sandlot-Identity`. ConfigurationError where
-        there is no such address.
+        `path` is the server's own. The `form` is a `name` of its own for the server, or a `path` below `/s/`, or below
+        `/w/` (`whole-path`), of which the server sees all: for those whose links begin at the root. `port` says which
+        one of a tunnel to all of them. What `identity` says reaches the server in `X-Sandlot-Identity`.
+        ConfigurationError where there is no such address.
         """
+        if form not in _FORMS:
+            raise ConfigurationError(f"no form of address: {form!r}", hint=f"There are {', '.join(_FORMS)}.")
         body: dict[str, Any] = {"scopes": ["tunnels:read"], "port": tunnel.port if port is None else port}
         if expires_in_seconds is not None:
             body["expires_in_seconds"] = expires_in_seconds
@@ -99,7 +103,9 @@ class AsyncTunnels:
             body["identity"] = dict(identity)
         request = Request("POST", self._tokens, body=body, idempotency_key=new_idempotency_key())
         answer = as_object(await self._client.call(request))
-        base = tunnel.path_url if by_path else (text(answer, "url") or "").partition("?")[0]
+        base = (text(answer, "url") or "").partition("?")[0] if form == "name" else tunnel.path_url
+        if base and form == "whole-path":
+            base = base.replace("/s/", "/w/", 1)
         if not base:
             raise ConfigurationError("the tunnel has no such address", hint="Is it an http tunnel, and the gateway up?")
         token = required(answer, "token")

@@ -49,7 +49,7 @@ def link(
     path: Annotated[str, typer.Argument(help="What to open there.")] = "/",
     *,
     seconds: Annotated[int | None, typer.Option("--seconds", help="How long it works; 900 unless given.")] = None,
-    by_path: Annotated[bool, typer.Option("--by-path", help="Without a name of its own, below /s/.")] = False,
+    form: Annotated[str, typer.Option("--form", help="name, path (below /s/) or whole-path (below /w/).")] = "name",
     as_json: options.Json = False,
 ) -> None:
     """Print an address that opens a web server inside to whoever has it; makes an http tunnel if there is none."""
@@ -59,7 +59,7 @@ def link(
         box = await AsyncSandbox.connect(sandbox, client=client)
         of_port = {tunnel.port: tunnel for tunnel in await box.tunnels.list() if tunnel.kind == "http"}
         tunnel = of_port.get(number) or of_port.get(None) or await box.tunnels.open(number, "http")
-        made = await box.tunnels.link(tunnel, path, port=number, by_path=by_path, expires_in_seconds=seconds)
+        made = await box.tunnels.link(tunnel, path, port=number, form=form, expires_in_seconds=seconds)
         told = {"url": made.url, "token": made.token, "expires_at": show.plain(made)["expires_at"]}
         show.print_json(told) if as_json else show.print_line(made.url)
 
