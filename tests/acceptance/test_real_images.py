@@ -189,7 +189,7 @@ def merged(rows: dict[bytes, Row]) -> dict[bytes, Row]:
 
 
 def differences(wanted: dict[bytes, Row], found: dict[bytes, Row]) -> list[Any]:
-    """What is not the same. The root has a directory more, /etc has files of the sandbox's: so their times are of now."""
+    """What is not the same. The root has a directory more, /etc files of the sandbox's: their times are of now."""
     paths = sorted(wanted.keys() | found.keys())
     changed = {b".": 3, b"": 3, b"etc": 3}
     rows = ((path, wanted.get(path), found.get(path)) for path in paths)
