@@ -36,7 +36,8 @@ async def _database(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncGene
     await opened.close()
 
 
-async def put(database: Database, project: str = PARENT, *, write: bool = True, **changes: Any) -> Image:
+async def put(database: Database, project: str = PARENT, **changes: Any) -> Image:
+    write = changes.pop("write", True)
     values: dict[str, Any] = {
         "id": new_id("img", os.urandom),
         "project_id": project,
@@ -209,7 +210,8 @@ async def test_builds_of_a_project_are_bounded(database: Database) -> None:
     quotas = ImageQuotas(builds=2)
 
     async def begin(kind: str, project: str = PARENT) -> None:
-        image = await put(database, project, write=False, **(PENDING | {"kind": kind}))
+        changes: dict[str, Any] = {**PENDING, "kind": kind}
+        image = await put(database, project, write=False, **changes)
         await database.write(images.insert_new, project, image, quotas)
 
     for kind in ("build", "sandbox"):
@@ -250,7 +252,7 @@ async def test_roots_are_what_somebody_has(database: Database) -> None:
     gone = (await database.read(images.list_page, OTHER, ImageFilter(), after=None, descending=False, limit=9))[0]
     await database.write(images.remove, OTHER, gone.id)
     base = {"b": {"id": "i", "reference": "b", "digest": "sha256:built on"}}
-    coming: dict[str, Any] = PENDING | {"kind": "build", "source": {"build": {}, "images": base}}
+    coming = dict[str, Any](PENDING, kind="build", source={"build": {}, "images": base})
     await put(database, **coming)
     roots = await database.read(roots_any_project)
     assert (set(roots.digests), roots.unsettled) == ({"sha256:listed", "sha256:lived on", "sha256:built on"}, True)
