@@ -42,7 +42,7 @@ def _platform() -> Generator[Platform]:
 
 @pytest.fixture(scope="module", name="client")
 def _client(platform: Platform) -> Generator[Client]:
-    with Client(base_url=platform.url, api_key=platform.key) as client:
+    with Client(url=platform.url, api_key=platform.key) as client:
         yield client
 
 
