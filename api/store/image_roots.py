@@ -29,8 +29,13 @@ def roots_any_project(connection: Connection) -> ImageRoots:
     listed = connection.execute(select(IMAGES.c.digest).where(IMAGES.c.digest.is_not(None))).scalars()
     coming = list(connection.execute(select(IMAGES.c.source).where(IMAGES.c.state.in_(_UNSETTLED))).scalars())
     live = connection.execute(select(SANDBOXES.c.spec).where(SANDBOXES.c.ended_at.is_(None))).scalars()
-    digests = {*listed, *_bases(coming), *(spec["image"]["digest"] for spec in live)}
+    digests = {*listed, *_bases(coming), *(_image_of(spec) for spec in live)}
     return ImageRoots(frozenset(filter(None, digests)), unsettled=bool(coming))
+
+
+def _image_of(spec: dict[str, Any]) -> str:
+    image: dict[str, Any] = spec.get("image") or {}
+    return str(image.get("digest") or "")
 
 
 def _bases(sources: Iterable[dict[str, Any]]) -> Iterable[str]:

@@ -4,6 +4,7 @@ compared with what tar makes of the same layers, to the last attribute."""
 import json
 import shutil
 import stat
+import sys
 import tempfile
 from collections.abc import Generator
 from pathlib import Path
@@ -18,7 +19,7 @@ from infra.setup import images_for_tests, tools_for_tests
 from infra.setup.images_for_tests import NAMES
 from infra.setup.progress import Progress
 from packs_kit import ACCESS, S3, SECRET, s3_server
-from real_registry import PASSWORD, USER, Served, registry, token_registry
+from real_registry import PASSWORD, USER, Served, registry, run, token_registry
 from tree_walker import Row, read_rows, unpacked, walked, walker
 
 PROGRAMS: dict[str, tuple[list[str], str]] = {
@@ -189,7 +190,7 @@ def merged(rows: dict[bytes, Row]) -> dict[bytes, Row]:
 
 
 def differences(wanted: dict[bytes, Row], found: dict[bytes, Row]) -> list[Any]:
-    """What is not the same. The root has a directory more, /etc has files of the sandbox's: so their times are of now."""
+    """What is not the same. The root has a directory more, /etc files of the sandbox's: their times are of now."""
     paths = sorted(wanted.keys() | found.keys())
     changed = {b".": 3, b"": 3, b"etc": 3}
     rows = ((path, wanted.get(path), found.get(path)) for path in paths)
@@ -198,3 +199,38 @@ def differences(wanted: dict[bytes, Row], found: dict[bytes, Row]) -> list[Any]:
         for path, one, other in rows
         if one is None or other is None or one[: changed.get(path)] != other[: changed.get(path)]
     ][:20]
+
+
+def test_the_second_node_starts_them_all_with_the_registry_switched_off(
+    home: Path, tool: str, layouts: Path, bucket: dict[str, str]
+) -> None:
+    digests: dict[str, str] = {}
+    with registry(tool, home / "passing", None) as served:
+        filled(served, layouts)
+        with platforms(insecure_registries=json.dumps([served.host]), heartbeat_seconds="1", **bucket) as first:
+            for name, tag in NAMES.items():
+                sandbox = started(first, f"{served.host}/team/{name}:{tag}")
+                image = first.http.get(f"/v1/images/{sandbox['image']['id']}").json()
+                digests[name] = image["digest"]
+                ended(first, sandbox)
+            eventually(lambda: stored_by(first) >= set(digests.values()), "all are in the store", within=280)
+    with platforms(**bucket) as second:
+        for name, digest in digests.items():
+            done(second, "fetch", digest, f"other-{name}")
+        for name in NAMES:
+            sandbox = started(second, f"other-{name}")
+            argv, wanted = PROGRAMS[name]
+            assert wanted in ran(second, sandbox, argv, timeout_seconds=120)
+            ended(second, sandbox)
+        # Of what a node has, nothing is condemned.
+        assert "0 objects" in done(second, "gc", "--dry-run").splitlines()[0]
+
+
+def stored_by(platform: Platform) -> set[str]:
+    """Which images of a node are in the store."""
+    rows = map(json.loads, done(platform, "ls", "--json").splitlines())
+    return {row["digest"] for row in rows if row["unique_bytes"] is not None}
+
+
+def done(platform: Platform, *words: str) -> str:
+    return run(sys.executable, "-m", "infra.sandlotd", "image", *words, env=dict(platform.env))

@@ -11,8 +11,9 @@ from sqlalchemy.exc import IntegrityError
 
 from api.store import identity, images, sandboxes
 from api.store.db import Database
+from api.store.image_roots import roots_any_project
 from api.store.image_tables import IMAGES, TAGS, UPLOADS, Image, Tag, Upload
-from api.store.images import ImageFilter
+from api.store.images import ImageFilter, ImageQuotas
 from api.store.migrate import migrate
 from api.store.tables import Project, Sandbox
 from sandboxd.contract.ids import new_id
@@ -36,6 +37,7 @@ async def _database(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncGene
 
 
 async def put(database: Database, project: str = PARENT, **changes: Any) -> Image:
+    write = changes.pop("write", True)
     values: dict[str, Any] = {
         "id": new_id("img", os.urandom),
         "project_id": project,
@@ -52,10 +54,22 @@ async def put(database: Database, project: str = PARENT, **changes: Any) -> Imag
         **changes,
     }
     image = Image(**values)
-    await database.write(images.insert_new, project, image)
+    if write:
+        await database.write(images.insert_new, project, image)
     return image
 
 
+SANDBOX: dict[str, Any] = {
+    "key_id": "key",
+    "state": "running",
+    "desired_state": "running",
+    "node_id": "nod",
+    "egress_mode": "open",
+    "incarnation": "one",
+    "start_deadline_at": 0,
+    "created_at": 1,
+    "updated_at": 1,
+}
 PENDING: dict[str, Any] = {"state": "pending", "content_id": None, "ready_at": None, "digest": None}
 
 
@@ -190,6 +204,60 @@ async def test_a_project_has_so_many_on_their_way(database: Database) -> None:
     with pytest.raises(ProblemError, match="quota_exceeded"):
         await put(database, **PENDING)
     await put(database, OTHER, **PENDING)
+
+
+async def test_builds_of_a_project_are_bounded(database: Database) -> None:
+    quotas = ImageQuotas(builds=2)
+
+    async def begin(kind: str, project: str = PARENT) -> None:
+        changes: dict[str, Any] = {**PENDING, "kind": kind}
+        image = await put(database, project, write=False, **changes)
+        await database.write(images.insert_new, project, image, quotas)
+
+    for kind in ("build", "sandbox"):
+        await begin(kind)
+    with pytest.raises(ProblemError, match="builds of the project") as caught:
+        await begin("build")
+    assert (caught.value.code, caught.value.members["quota"]) == ("quota_exceeded", "builds")
+    await begin("registry")
+    await begin("build", OTHER)
+
+
+async def test_what_images_of_a_project_have_is_bounded(database: Database) -> None:
+    quotas = ImageQuotas(size_bytes=100)
+
+    async def one_more(project: str = PARENT) -> None:
+        await database.write(images.insert_new, project, await put(database, project, write=False, **PENDING), quotas)
+
+    for _ in range(3):
+        await put(database, size_bytes=60)
+    await one_more()
+    other = await put(database, size_bytes=40, content_id="img" + "y" * 20)
+    with pytest.raises(ProblemError, match="quota_exceeded"):
+        await one_more()
+    await one_more(OTHER)
+    await database.write(images.remove, PARENT, other.id)
+    await one_more()
+
+
+async def test_roots_are_what_somebody_has(database: Database) -> None:
+    """Images that are listed, live sandboxes, and what builds are from that are not done."""
+    kept = await put(database, digest="sha256:listed")
+    await put(database, OTHER, digest="sha256:gone")
+    of_sandbox = {"image": {"id": kept.content_id, "digest": "sha256:lived on", "reference": "r"}}
+    live = Sandbox(**SANDBOX, id=new_id("sbx", os.urandom), project_id=OTHER, image_id=kept.id, spec=of_sandbox)
+    await database.write(sandboxes.insert_new, OTHER, live, or_existing=False)
+    roots = await database.read(roots_any_project)
+    assert (set(roots.digests), roots.unsettled) == ({"sha256:listed", "sha256:gone", "sha256:lived on"}, False)
+    gone = (await database.read(images.list_page, OTHER, ImageFilter(), after=None, descending=False, limit=9))[0]
+    await database.write(images.remove, OTHER, gone.id)
+    base = {"b": {"id": "i", "reference": "b", "digest": "sha256:built on"}}
+    coming = dict[str, Any](PENDING, kind="build", source={"build": {}, "images": base})
+    await put(database, **coming)
+    roots = await database.read(roots_any_project)
+    assert (set(roots.digests), roots.unsettled) == ({"sha256:listed", "sha256:lived on", "sha256:built on"}, True)
+    await database.write(sandboxes.forget_any_project, live.id)
+    assert "sha256:lived on" not in (await database.read(roots_any_project)).digests
 
 
 async def test_failures_are_purged(database: Database) -> None:
