@@ -55,6 +55,8 @@ class Settings(BaseSettings):
     """How long the record of an ended sandbox stays readable."""
     token_key_days: float = Field(default=30, gt=0)
     """How long a key signs sandbox tokens before the next one does."""
+    max_secrets: int = Field(default=200, ge=0)
+    """How many secrets a project may have."""
     api_drain_seconds: int = Field(default=5, ge=0)
     """How long open answers may go on after a stop was asked for."""
 

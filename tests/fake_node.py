@@ -31,6 +31,7 @@ from sandboxd.contract import CONTRACT_VERSION
 from sandboxd.contract.ids import image_id_from_digest, new_id, process_id_from_key
 from sandboxd.contract.messages import (
     Capacity,
+    CredentialsSpec,
     EgressReport,
     EgressSpec,
     EnsureSandbox,
@@ -137,6 +138,7 @@ class FakeNode:
         self.images = [NodeImage(id=IMAGE, digest=DIGEST, names=["base"], size_bytes=1)] if images else []
         self.ensures: list[str] = []
         self.egress_puts: list[EgressSpec] = []
+        self.egress_credentials: list[CredentialsSpec | None] = []
         self.requests: list[web.BaseRequest] = []
         self.cancelled: list[str] = []
         self.logs: dict[str, FakeLog] = {}
@@ -343,8 +345,11 @@ class FakeNode:
         held.ensure = held.ensure.model_copy(
             update={"spec": held.ensure.spec.model_copy(update={"egress": body.egress})}
         )
-        held.report = held.report.model_copy(update={"egress_generation": number, "egress_closed": False})
+        held.report = held.report.model_copy(
+            update={"egress_generation": number, "egress_closed": False, "credentials_missing": False}
+        )
         self.egress_puts.append(body.egress)
+        self.egress_credentials.append(body.credentials)
         if self.switch.die > 0:
             self.switch.die -= 1
             _break(request)

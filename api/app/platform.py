@@ -9,12 +9,13 @@ from contextlib import asynccontextmanager
 
 from api.config import Settings
 from api.reconcilers.loop import reconcile
-from api.services import identity, image_following, reports, trust
+from api.services import identity, image_following, reports, sealing, trust
 from api.services.background import Background
 from api.services.identity import Callers
 from api.services.node_client import NodeClient
 from api.services.platform import Platform, Sources
 from api.services.token_keys import TokenKeys
+from api.services.vault import open_vault
 from api.store.db import Database
 from api.store.migrate import migrate
 
@@ -45,6 +46,8 @@ async def open_platform(settings: Settings, sources: Sources = SOURCES) -> Async
         )
         token_keys = TokenKeys(private / "token-keys", sources.random_bytes, days=settings.token_key_days)
         await asyncio.to_thread(token_keys.tend, sources.now_us())
+        vault = await asyncio.to_thread(open_vault, private / "secret-keys", sources.random_bytes)
+        await database.write(sealing.seal_again, vault)
         async with Background() as background:
             platform = Platform(
                 settings=settings,
@@ -56,6 +59,7 @@ async def open_platform(settings: Settings, sources: Sources = SOURCES) -> Async
                 incarnation=sources.random_bytes(8).hex(),
                 callers=Callers(token_keys.verifier),
                 token_keys=token_keys,
+                vault=vault,
                 trust=await trust.current(database, token_keys, sources.now_us()),
             )
             await reports.load_nodes(platform)

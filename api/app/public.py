@@ -22,6 +22,7 @@ from api.routes import (
     processes,
     runs,
     sandboxes,
+    secrets,
     service,
     sockets,
     tokens,
@@ -47,6 +48,7 @@ _ROUTERS: Final = (
     runs.router,
     images.router,
     uploads.router,
+    secrets.router,
     service.router,
     later.router,
 )

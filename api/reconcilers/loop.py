@@ -28,6 +28,7 @@ TURNS: Final = (
     Turn(promises.settle_starts, 2),
     Turn(promises.stop_orphans, 30),
     Turn(policies.apply_again, 5),
+    Turn(policies.give_credentials, 1),
     Turn(retention.purge, 600),
 )
 

@@ -25,7 +25,6 @@ _COLLECTIONS: Final = (
     "prices",
     "projects",
     "quotas",
-    "secrets",
     "snapshots",
     "usage",
     "webhooks",

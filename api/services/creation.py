@@ -1,13 +1,14 @@
 """Creating a sandbox: a promise in the database, one call to one node, and an answer that never lies about either."""
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
 import structlog
 
 from api.errors import NotImplementedProblem
-from api.services import idempotency, image_following, image_names, placement, reports, stopping, tunnels
+from api.services import idempotency, image_following, image_names, placement, reports, secrets, stopping, tunnels
 from api.services.identity import Caller
 from api.services.node_client import NodeProblemError, NodeUnreachableError
 from api.services.platform import Platform
@@ -24,7 +25,7 @@ from api.store.sandboxes import Applied, Found
 from api.store.tables import Sandbox
 from sandboxd.contract.ids import new_id
 from sandboxd.contract.images import SETTLED, ImageState
-from sandboxd.contract.messages import EnsureSandbox, ImageRef, SandboxReport, SandboxSpec
+from sandboxd.contract.messages import NEVER_STORED, EgressSpec, EnsureSandbox, ImageRef, SandboxReport, SandboxSpec
 from sandboxd.contract.problems import ProblemError
 from sandboxd.contract.reasons import SandboxReason
 from sandboxd.contract.states import DesiredState, SandboxState
@@ -122,16 +123,21 @@ async def begin(
         known = await platform.database.read(_known, caller.project_id, key, name if or_existing else None, platform)
         if known is not None:
             return await _known_begun(platform, caller, body, key, known)
+    values = await secrets.env_values(platform, caller, body.secret_env, ("secret_env",))
     image = await image_names.resolve(platform, caller, body.image)
     coming = image.record if isinstance(image, image_names.Coming) else None
     if isinstance(image, image_names.Coming):
         spec = _spec(platform, caller, body, ImageRef(id=image.record.id, reference=image.text, digest=""))
     else:
         spec = _spec(platform, caller, body, image.ref)
+    spec = spec.model_copy(update={"secret_env": values})
+    secrets.require_for_policy(caller, spec.egress)
     sandbox = _row(platform, caller, body, spec, one_shot=one_shot)
     sandbox.image_id = image.record.id if image.record is not None else spec.image.id
     sandbox.node_id = "" if coming is not None else _place(platform, spec, frozenset())
-    result = await platform.database.write(_promise, caller.project_id, sandbox, key, or_existing, platform)
+    result = await platform.database.write(
+        _promise, caller.project_id, sandbox, key, or_existing, platform, body.secret_env
+    )
     if isinstance(result, Claim) or not result.created:
         return await _known_begun(platform, caller, body, key, result)
     # A run's key is answered with its result, not with its sandbox: it stays with the run.
@@ -154,7 +160,13 @@ def _known(
 
 
 def _promise(
-    connection: Connection, project_id: str, sandbox: Sandbox, key: Key | None, or_existing: bool, platform: Platform
+    connection: Connection,
+    project_id: str,
+    sandbox: Sandbox,
+    key: Key | None,
+    or_existing: bool,
+    platform: Platform,
+    secret_env: Mapping[str, str],
 ) -> Claim | Found:
     """Write key and sandbox in one transaction."""
     if key is not None:
@@ -171,12 +183,20 @@ def _promise(
     found = store.insert_new(connection, project_id, sandbox, or_existing=or_existing)
     if found.created:
         tunnel_store.insert_all(connection, project_id, found.sandbox)
+        secrets.use_in_env(connection, project_id, sandbox.id, secret_env)
+        _use_in_policy(connection, project_id, sandbox)
     if found.created and sandbox.image_id != sandbox.spec["image"]["id"]:
         image_store.used(connection, project_id, sandbox.image_id, sandbox.created_at)
     if key is not None and not found.created:
         key_store.stand_for(connection, project_id, key, resource_id=found.sandbox.id)
         key_store.finish(connection, project_id, key, status=200)
     return found
+
+
+def _use_in_policy(connection: Connection, project_id: str, sandbox: Sandbox) -> None:
+    egress = EgressSpec.model_validate(sandbox.spec["egress"])
+    if egress.inject:
+        secrets.use_in_policy(connection, project_id, sandbox.id, egress, ("egress",))
 
 
 async def _known_begun(
@@ -197,7 +217,8 @@ async def _known_begun(
             start_deadline_at=_deadline(platform),
         )
         if adopted is not None:
-            spec = SandboxSpec.model_validate({**adopted.spec, "env": body.env})
+            values = await secrets.env_values(platform, caller, body.secret_env, ("secret_env",))
+            spec = SandboxSpec.model_validate({**adopted.spec, "env": body.env, "secret_env": values})
             begun = _launch(platform, Start(adopted, spec, key, await _awaited(platform, adopted)))
             return Begun(begun.sandbox, begun.start, begun.task, 201, replayed=True)
     return Begun(sandbox, None, None, known.status or 201, replayed=True)
@@ -268,7 +289,7 @@ def _row(platform: Platform, caller: Caller, body: SandboxRequest, spec: Sandbox
         labels=body.metadata,
         image_id=spec.image.id,
         node_id="",
-        spec=spec.model_dump(exclude={"env"}),
+        spec=spec.model_dump(exclude=set(NEVER_STORED)),
         user=body.user,
         cwd=body.cwd,
         timeout_seconds=body.timeout_seconds,
@@ -332,7 +353,7 @@ async def _image_here(platform: Platform, start: Start, coming: Image) -> Outcom
         store.pin_any_project,
         sandbox.id,
         node_id=node_id,
-        spec=start.spec.model_dump(exclude={"env"}),
+        spec=start.spec.model_dump(exclude=set(NEVER_STORED)),
         start_deadline_at=_deadline(platform),
         now_us=platform.sources.now_us(),
     )
@@ -389,7 +410,11 @@ async def _ask(platform: Platform, start: Start) -> SandboxReport | None:
         while (left := (sandbox.start_deadline_at - platform.sources.now_us()) / 1e6) > 0:
             member = platform.fleet.members[sandbox.node_id]
             body = EnsureSandbox.model_construct(
-                generation=sandbox.generation, epoch=member.epoch, deadline_seconds=left, spec=start.spec
+                generation=sandbox.generation,
+                epoch=member.epoch,
+                deadline_seconds=left,
+                spec=start.spec,
+                credentials=await secrets.credentials_of(platform, sandbox.project_id, start.spec.egress),
             )
             try:
                 return await platform.nodes.ensure(member.address, sandbox.id, body)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from api.errors import NotImplementedProblem
-from api.services import sandboxes
+from api.services import sandboxes, secrets
 from api.services.identity import Caller
 from api.services.node_client import NodeProblemError, NodeUnreachableError
 from api.services.platform import Platform
@@ -20,6 +20,7 @@ from api.services.policies import (
 from api.services.views import time_of
 from api.store import egress as store
 from api.store import sandboxes as rows
+from api.store.db import Connection
 from api.store.tables import Sandbox
 from netpolicy.policy import Policy, parse_policy
 from netpolicy.rules import RuleRefusedError
@@ -54,22 +55,40 @@ async def put(
     """
     if feature := policy.later_feature():
         raise NotImplementedProblem(feature)
-    wanted = policy.spec().model_dump(mode="json", exclude={"generation"})
+    spec = policy.spec()
+    secrets.require_for_policy(caller, spec)
     sandbox = await sandboxes.changeable(platform, caller, sandbox_id)
     sandboxes.reachable(platform, sandbox)
-    sandbox = await platform.database.write(
-        store.ask, caller.project_id, sandbox_id, policy=wanted, match=match, now_us=platform.sources.now_us()
-    )
+    sandbox = await platform.database.write(_ask, caller.project_id, sandbox_id, spec, match, platform.sources.now_us())
     platform.changes.notify(sandbox_id)
     if sandbox.egress_applied_generation == sandbox.egress_generation and not sandbox.egress_closed:
         return Changed(sandbox, 0)
     return await apply(platform, sandbox)
 
 
+def _ask(
+    connection: Connection,
+    project_id: str,
+    sandbox_id: str,
+    spec: EgressSpec,
+    match: frozenset[int] | None,
+    now_us: int,
+) -> Sandbox:
+    wanted = spec.model_dump(mode="json", exclude={"generation"})
+    asked = store.ask(connection, project_id, sandbox_id, policy=wanted, match=match, now_us=now_us)
+    secrets.use_in_policy(connection, project_id, sandbox_id, spec, ())
+    return asked
+
+
 async def apply(platform: Platform, sandbox: Sandbox) -> Changed:
-    """Have the node make the recorded policy true, and record that."""
+    """Have the node make the recorded policy true, with what it puts into requests, and record that."""
     member = sandboxes.reachable(platform, sandbox)
-    body = PutEgress(epoch=member.epoch, egress=EgressSpec.model_validate(sandbox.spec["egress"]))
+    egress = EgressSpec.model_validate(sandbox.spec["egress"] | {"generation": sandbox.egress_generation})
+    body = PutEgress(
+        epoch=member.epoch,
+        egress=egress,
+        credentials=await secrets.credentials_of(platform, sandbox.project_id, egress),
+    )
     try:
         report = await platform.nodes.put_egress(member.address, sandbox.id, body)
     except NodeProblemError as error:

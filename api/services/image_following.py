@@ -6,12 +6,13 @@ from typing import Any, Final
 
 import structlog
 
-from api.services import image_nodes
+from api.services import image_nodes, image_secrets
 from api.services.node_client import NodeProblemError, NodeUnreachableError
 from api.services.platform import Platform
 from api.store import images as store
 from api.store.image_tables import Image
-from sandboxd.contract.images import SETTLED, ImageJob, ImageReason, ImageState, StartImageJob
+from sandboxd.contract.images import SETTLED, ImageJob, ImageReason, ImageState
+from sandboxd.contract.problems import ProblemError
 
 _log = structlog.get_logger()
 _POLL_SECONDS: Final = 25.0
@@ -41,17 +42,16 @@ def _followed(platform: Platform, image_id: str) -> None:
     platform.changes.notify(image_id)
 
 
-def asked_of(image: Image) -> StartImageJob:
-    """Return what a node is asked for."""
-    body = {"project_id": image.project_id, "source": {image.kind: image.source}, "config": image.overrides}
-    return StartImageJob.model_validate(body, by_alias=True)
-
-
 async def _follow(platform: Platform, image: Image) -> None:
+    try:
+        asked = await image_secrets.asked_of(platform, image)
+    except ProblemError as problem:
+        await _fail(platform, image, ImageReason.UNAUTHORIZED, problem.detail)
+        return
     silent_since: float | None = None
     while True:
         try:
-            job = await image_nodes.start_job(platform, image.node_id, image.id, asked_of(image))
+            job = await image_nodes.start_job(platform, image.node_id, image.id, asked)
             while await _note(platform, image, job):
                 job = await image_nodes.wait_job(
                     platform, image.node_id, image.id, beyond=job.sequence, seconds=_POLL_SECONDS

@@ -7,7 +7,7 @@ import structlog
 from pydantic import BaseModel
 
 from api.errors import NotImplementedProblem
-from api.services import idempotency, image_following, image_nodes
+from api.services import idempotency, image_following, image_nodes, image_secrets
 from api.services.identity import Caller
 from api.services.image_requests import ImageSpec, split_tag
 from api.services.node_client import NodeProblemError, NodeUnreachableError
@@ -45,6 +45,7 @@ async def make(
     if spec.visibility == "public":
         require_operator(caller)
     source, reference = _source(platform, caller, spec, bases)
+    await image_secrets.require(platform, caller, spec, source)
     node_id = await _node_for(platform, caller, spec)
     image = _row(platform, caller, spec.kind, source, reference, node_id, spec.config)
     image.visibility, image.labels = spec.visibility, spec.metadata
@@ -112,8 +113,8 @@ def _source(
             reference = str(parse(registry.reference, naming))
         except InvalidReferenceError as error:
             raise invalid_field("/registry/reference", "reference", str(error)) from error
-        source = RegistrySource(reference=reference, platform=registry.platform)
-        return source.model_dump(mode="json", exclude={"password"}), reference
+        source = RegistrySource(reference=reference, platform=registry.platform, username=registry.username)
+        return image_secrets.stored(source, registry.password_secret), reference
     if (build := spec.build) is not None:
         mode = caller.defaults.get("egress", {}).get("mode")
         egress = build.egress or EgressSpec(mode="open" if mode == "open" else "blocked")
@@ -242,7 +243,8 @@ async def _begin(platform: Platform, image: Image) -> None:
     """Ask the node. Raises its refusal; a node that does not answer is asked again in the background."""
     job = None
     try:
-        job = await image_nodes.start_job(platform, image.node_id, image.id, image_following.asked_of(image))
+        asked = await image_secrets.asked_of(platform, image)
+        job = await image_nodes.start_job(platform, image.node_id, image.id, asked)
     except NodeProblemError as error:
         raise error.problem() from error
     except NodeUnreachableError as error:

@@ -1,10 +1,11 @@
 """What callers send about images."""
 
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Final, Literal
 
-from pydantic import ConfigDict, Field, StringConstraints, WithJsonSchema, field_validator, model_validator
+from pydantic import Field, StringConstraints, WithJsonSchema, field_validator, model_validator
 
 from api.services.requests import Metadata, MetadataKey, Text, check_metadata
+from api.services.secret_requests import SecretName
 from sandboxd.contract.ids import ImageId
 from sandboxd.contract.images import (
     SOURCES,
@@ -26,24 +27,22 @@ TagText = Annotated[str, StringConstraints(pattern=rf"^{NAME}(:{TAG})?$")]
 Visibility = Literal["project", "tree", "public"]
 
 
-def _later(*names: str) -> ConfigDict:
-    """Leave fields out of the document that this version refuses."""
-
-    def prune(schema: dict[str, Any]) -> None:
-        for name in names:
-            schema["properties"].pop(name, None)
-
-    return ConfigDict(json_schema_extra=prune)
-
-
 class RegistryImage(Strict):
     """An image in a registry."""
 
-    model_config = _later("username", "password_secret")
     reference: ReferenceText
     platform: PlatformText = "linux/amd64"
-    username: str | None = Field(default=None, max_length=255)
-    password_secret: str | None = Field(default=None, max_length=64)
+    username: Annotated[str, StringConstraints(min_length=1, max_length=255, pattern=r"^[^\x00-\x1f:]+$")] | None = None
+    """With `password_secret`: what the registry knows the project by."""
+    password_secret: SecretName | None = None
+    """The secret that is the password; its `hosts` must cover the registry's."""
+
+    @model_validator(mode="after")
+    def _both_or_neither(self) -> "RegistryImage":
+        if (self.username is None) != (self.password_secret is None):
+            msg = "give both username and password_secret, or neither"
+            raise ValueError(msg)
+        return self
 
 
 class ImageSpec(Strict):
@@ -83,10 +82,8 @@ class ImageSpec(Strict):
 
     def later_feature(self) -> str | None:
         """Return the name of what this version does not offer, if it is asked for."""
-        registry, build = self.registry, self.build
-        if registry is not None and (registry.username is not None or registry.password_secret is not None):
-            return "secrets"
-        return "secret_env" if build is not None and build.secret_env else None
+        egress = self.build.egress if self.build is not None else None
+        return "build.egress.inject" if egress is not None and egress.inject else None
 
 
 class PatchImage(Strict):

@@ -16,6 +16,7 @@ from api.services.node_client import NodeClient
 from api.services.placement import Draw
 from api.services.run_results import RunResults
 from api.services.token_keys import TokenKeys
+from api.services.vault import Vault
 from api.store.db import Database
 from sandboxd.contract.ids import RandomBytes
 from sandboxd.contract.trust import Trust
@@ -46,6 +47,8 @@ class Platform:
     """This start of the api."""
     callers: Callers
     token_keys: TokenKeys
+    vault: Vault
+    """Seals secrets."""
     trust: Trust
     """What nodes are to believe of tokens."""
     fleet: Fleet = field(default_factory=Fleet)
@@ -57,5 +60,7 @@ class Platform:
     """Sandboxes a node is being asked to start."""
     overtaken: set[str] = field(default_factory=set[str])
     """Sandboxes somebody has asked to stop while they were being started."""
+    telling: set[str] = field(default_factory=set[str])
+    """Sandboxes whose nodes are being told what to put into requests."""
     stopping: set[str] = field(default_factory=set[str])
     """Sandboxes a node is being asked to stop."""

@@ -25,8 +25,14 @@ RuleText = Annotated[str, Field(max_length=MAX_RULE)]
 Bandwidth = Annotated[int, Field(ge=MIN_BANDWIDTH, le=MAX_BANDWIDTH)]
 
 
+INJECT_IS_SERVED: Final = False
+"""Whether policies may have `inject`. The one place: without it they are answered 501 `egress.inject`, and the document
+of the api does not show the field."""
+
+
 def _later(schema: dict[str, Any]) -> None:
-    schema["properties"].pop("inject", None)
+    if not INJECT_IS_SERVED:
+        schema["properties"].pop("inject", None)
 
 
 class InjectRule(Strict):
@@ -66,7 +72,7 @@ class EgressPolicy(Strict):
 
     def later_feature(self) -> str | None:
         """Return the name of what this version does not offer, if it is asked for."""
-        return "egress.inject" if self.inject else None
+        return "egress.inject" if self.inject and not INJECT_IS_SERVED else None
 
     def spec(self, *, at: tuple[str, ...] = (), generation: int = 1) -> EgressSpec:
         """Return it in canonical form; `invalid_policy` names every rule that is none. `at`: where it stands."""

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import ConfigDict, Field, StringConstraints, WithJsonSchema, field_validator, model_validator
 
 from api.services.policies import EgressPolicy, default_spec
+from api.services.secret_requests import SecretName
 from sandboxd.contract.ids import ImageId
 from sandboxd.contract.messages import EgressSpec, Entrypoint, Resources
 from sandboxd.contract.processes import MAX_TIMEOUT_SECONDS, PathText, RunSpec, Strict, UserName
@@ -15,6 +16,7 @@ MAX_METADATA_BYTES: Final = 16 * 1024
 MAX_METADATA_VALUE_BYTES: Final = 1024
 MAX_FILES_BYTES: Final = 8 * 1024 * 1024
 MAX_WAIT_SECONDS: Final = 300
+MAX_SECRET_ENV: Final = 64
 
 SandboxName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
 MetadataKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,63}$")]
@@ -72,7 +74,6 @@ class ResourcesRequest(Resources):
 
 _LATER: Final = (
     "snapshot",
-    "secret_env",
     "auto_resume",
 )
 
@@ -88,7 +89,8 @@ class SandboxRequest(Strict):
     """Run the image's entrypoint and cmd; its end ends the sandbox."""
     env: dict[EnvName, Text] = Field(default_factory=dict)
     """Handed to the processes of the sandbox; not readable back."""
-    secret_env: dict[EnvName, str] = Field(default_factory=dict)
+    secret_env: dict[EnvName, SecretName] = Field(default_factory=dict, max_length=MAX_SECRET_ENV)
+    """Variables and the secrets that they are to hold, over `env`; not readable back. Each secret must allow `env`."""
     metadata: Metadata = Field(default_factory=dict)
     user: UserName | None = None
     cwd: PathText | None = None
@@ -128,7 +130,6 @@ class SandboxRequest(Strict):
         """Return the name of what this version does not offer, if it is asked for."""
         asked = {
             "snapshot": self.snapshot is not None,
-            "secret_env": bool(self.secret_env),
             "on_timeout.pause": self.on_timeout == "pause",
             "on_idle.pause": self.on_idle == "pause",
             "auto_resume": self.auto_resume,

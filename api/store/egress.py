@@ -60,6 +60,21 @@ def ask(
     return set_columns_any_project(connection, sandbox, changes)
 
 
+def ask_again_any_project(connection: Connection, sandbox_id: str, *, now_us: int) -> None:
+    """Give the policy a new number, so that its node is told of it again, with what is put into requests now."""
+    sandbox = get_any_project(connection, sandbox_id)
+    if sandbox is None or sandbox.ended_at is not None:
+        return
+    generation = sandbox.egress_generation + 1
+    changes: dict[str, Any] = {
+        "spec": sandbox.spec | {"egress": sandbox.spec["egress"] | {"generation": generation}},
+        "egress_generation": generation,
+        "egress_asked_at": now_us,
+        "updated_at": now_us,
+    }
+    set_columns_any_project(connection, sandbox, changes)
+
+
 def note_any_project(
     connection: Connection, sandbox_id: str, *, applied: int | None, closed: bool, now_us: int
 ) -> Sandbox | None:

@@ -5,7 +5,7 @@ from typing import Final
 
 from sqlalchemy import Connection, Engine, inspect, text
 
-HEAD: Final = "0004"
+HEAD: Final = "0005"
 """The newest migration; held to the scripts by a test."""
 _VERSION_TABLE: Final = "alembic_version"
 

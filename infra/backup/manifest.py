@@ -14,6 +14,9 @@ MOST_BYTES: Final = 16 << 20
 DATABASE: Final = "api/api.db"
 ROOT_KEY: Final = "api/root-key"
 SECRET: Final = "api/secret"  # noqa: S105 - the name of a file
+SECRET_KEYS: Final = "api/secret-keys"
+"""What secrets in the database are sealed with."""
+TOKEN_KEYS: Final = "api/token-keys"
 LEDGER: Final = "node/ledger.db"
 NODE_KEY: Final = "node/node.key"
 NODE_ID: Final = "node/node.json"
@@ -24,7 +27,7 @@ RESTORED_SETTINGS: Final = "settings.restored"
 _Name = Annotated[
     str,
     StringConstraints(
-        pattern=r"^(api/(api\.db|root-key|secret)|node/(ledger\.db|node\.key|node\.json)"
+        pattern=r"^(api/(api\.db|root-key|secret|secret-keys|token-keys)|node/(ledger\.db|node\.key|node\.json)"
         r"|images/[0-9a-f]{64}\.(json|erofs)|settings/environment)$"
     ),
 ]

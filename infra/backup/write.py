@@ -31,6 +31,7 @@ from infra.launcher.untrusted import UntrustedError
 MOST_DATABASE_BYTES: Final = 64 << 30
 WORK_PREFIX: Final = ".backup-"
 _SECRET_BYTES: Final = 32
+_MOST_KEYS: Final = 64 * 1024
 _COPY_SECONDS: Final = 600
 _MOST_WORDS: Final = 64 * 1024
 _BLOCK_BYTES: Final = 1 << 20
@@ -85,6 +86,10 @@ def _database(config: LauncherConfig, env: Mapping[str, str], stack: ExitStack, 
         with suppress(FileNotFoundError):
             secret = untrusted.content(config.api_data_dir / "secret", owner.pw_uid, _SECRET_BYTES)
             _add(stack, parts, manifest.SECRET, secret)
+        for name in (manifest.SECRET_KEYS, manifest.TOKEN_KEYS):
+            with suppress(FileNotFoundError):
+                held = untrusted.content(config.api_data_dir / Path(name).name, owner.pw_uid, _MOST_KEYS)
+                _add(stack, parts, name, held)
         if not os.path.lexists(config.api_data_dir / "api.db"):
             return None
         work = stack.enter_context(_workplace(config.data_dir, owner.pw_uid, owner.pw_gid))

@@ -34,6 +34,7 @@ _MOST_LOG_BYTES: Final = 4 << 20
 _MOST_JOURNAL_LINES: Final = 200_000
 _MOST_FAILURE_BYTES: Final = 1 << 20
 _RECORD_SECONDS: Final = 30
+_MOST_KEYS: Final = 64 * 1024
 
 Collect = Callable[[], Iterator[tuple[str, Any]]]
 
@@ -94,6 +95,10 @@ def _secrets(config: LauncherConfig) -> Iterator[str]:
     with suppress(OSError, UntrustedError, LauncherError):
         owner = account.ensure_account(config.api_user)
         raw.append(untrusted.content(config.api_data_dir / "secret", owner.pw_uid, 64))
+        for name, member in (("secret-keys", "key"), ("token-keys", "seed")):
+            with suppress(OSError, UntrustedError, ValueError, KeyError, TypeError):
+                held = untrusted.content(config.api_data_dir / name, owner.pw_uid, _MOST_KEYS)
+                raw += [base64.b64decode(row[member]) for row in json.loads(held)["keys"]]
     for secret in raw:
         yield secret.hex()
         yield base64.b64encode(secret).decode()

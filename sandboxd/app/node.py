@@ -18,7 +18,8 @@ from sandboxd.manager.reports import Reporter
 
 M = TypeVar("M", bound=BaseModel)
 
-MAX_BODY_BYTES: Final = 2 * 1024 * 1024
+MAX_BODY_BYTES: Final = 8 * 1024 * 1024
+"""An environment, and what a policy puts into requests."""
 STOP_REASONS: Final = (
     SandboxReason.REQUESTED,
     SandboxReason.OPERATOR_STOPPED,

@@ -18,6 +18,7 @@ MAX_STEPS: Final = 256
 MAX_STEP_BYTES: Final = 64 * 1024
 MAX_DOCKERFILE_BYTES: Final = 1024 * 1024
 MAX_BUILD_SECONDS: Final = 24 * 3600
+MAX_PASSWORD: Final = 4096
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 SnapshotId = Annotated[str, StringConstraints(pattern=r"^snp[a-z2-7]{20}$")]
@@ -86,7 +87,7 @@ class RegistrySource(Strict):
     reference: ReferenceText
     platform: PlatformText = "linux/amd64"
     username: Annotated[str, StringConstraints(max_length=255)] | None = None
-    password: Annotated[str, StringConstraints(max_length=4096)] | None = Field(default=None, repr=False)
+    password: Annotated[str, StringConstraints(max_length=MAX_PASSWORD)] | None = Field(default=None, repr=False)
     """Goes to the job by a pipe; never written down, never in arguments."""
 
 

@@ -159,11 +159,17 @@ class EgressReport(Open):
     """What the last change of this call has ended."""
 
 
+NEVER_STORED = frozenset({"env", "secret_env"})
+"""Fields of a SandboxSpec that are in no database, ledger or bundle."""
+
+
 class SandboxSpec(Strict):
     """Everything a node needs to start a sandbox. `env` is handed to the guest and never stored by the node."""
 
     image: ImageRef
     env: dict[str, str] = Field(default_factory=dict)
+    secret_env: dict[str, str] = Field(default_factory=dict, repr=False)
+    """Values, over `env`, of processes that want them; handed on and kept like `env`."""
     user: UserName | None = None
     cwd: PathText | None = None
     hostname: HostName = "sandbox"

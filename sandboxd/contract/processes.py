@@ -33,7 +33,7 @@ MAX_TIMEOUT_SECONDS: Final = 1_000_000_000
 class Strict(BaseModel):
     """Input: an unknown field is an error, nothing is coerced or clamped."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, hide_input_in_errors=True)
 
 
 class Open(BaseModel):

@@ -15,6 +15,8 @@ class Init:
 
     hostname: str
     env: dict[str, str] = field(repr=False)
+    secret_env: dict[str, str] = field(default_factory=dict[str, str], repr=False)
+    """Of processes that want it, over `env`."""
     image_env: dict[str, str]
     user: str | None
     cwd: str | None

@@ -338,6 +338,8 @@ class FakeGuest:
         pid = len(self._processes) + 2
         process = FakeProcess(dict(spec), now=self._now, files=self.files, pid=pid, shell=self.shell or "/bin/sh")
         self._processes[process.id] = process
+        if self.initialized_by is not None and spec.get("with_secrets", True):
+            process.secret_env = dict(self.initialized_by.secret_env)
         process.begin()
         return process, False
 

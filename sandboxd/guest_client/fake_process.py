@@ -78,6 +78,8 @@ class FakeProcess:
         self.pid = pid
         self.argv: list[str] = spec.get("argv") or [shell, "-c", spec["shell"]]
         self.exit: Exit | None = None
+        self.secret_env: dict[str, str] = {}
+        """What the sandbox adds to its environment."""
         self.stdin_closed = not (spec.get("stdin") or spec.get("tty") or spec.get("input_base64") is not None)
         self.stdin_offset = 0
         self.takes_stdin = True
@@ -274,7 +276,7 @@ class FakeProcess:
         return 0
 
     def _run_env(self, _arguments: list[str], channel: FrameKind) -> int:
-        env: dict[str, str] = self.spec.get("env") or {}
+        env: dict[str, str] = self.secret_env | (self.spec.get("env") or {})
         self._write("".join(f"{name}={value}\n" for name, value in sorted(env.items())).encode(), channel)
         return 0
 

@@ -151,6 +151,7 @@ def render_init(init: Init, seed_base64: str) -> dict[str, Any]:
     return {
         "hostname": init.hostname,
         "env": init.env,
+        "secret_env": init.secret_env,
         "image_env": init.image_env,
         "user": init.user,
         "cwd": init.cwd,

@@ -44,6 +44,8 @@ class Parts:
     spec: SandboxSpec
     env: dict[str, str] = field(repr=False)
     """Kept until the guest has been told, then dropped."""
+    secret_env: dict[str, str] = field(default_factory=dict[str, str], repr=False)
+    """The same, for processes that want it."""
     token: str = field(repr=False)
     credentials: Credentials | None = field(default=None, repr=False)
     """What its policy injects; in memory only."""

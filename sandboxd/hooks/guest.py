@@ -85,7 +85,7 @@ class GuestHook:
         await self._points.reach("guest.init")
         result = await unless_dead(self._runtime, parts.handle, guest.init(self._init(parts, token)))
         parts.init = _believable(result)
-        parts.env = {}
+        parts.env, parts.secret_env = {}, {}
         await self._points.reach("guest.initialized")
 
     async def recover(self, parts: Parts) -> None:
@@ -113,6 +113,7 @@ class GuestHook:
         return Init(
             hostname=parts.spec.hostname,
             env={SANDBOX_ID_VARIABLE: parts.sandbox_id} | parts.env,
+            secret_env=parts.secret_env,
             image_env=_trusting(parts) | (config.env if config else {}),
             user=parts.spec.user,
             cwd=parts.spec.cwd,

@@ -4,7 +4,7 @@ import sqlite3
 from datetime import datetime
 from typing import Any, Final
 
-from sandboxd.contract.messages import SandboxReport, SandboxSpec
+from sandboxd.contract.messages import NEVER_STORED, SandboxReport, SandboxSpec
 from sandboxd.contract.reasons import SandboxReason
 from sandboxd.ledger.base import Phase, Record
 from sandboxd.runtime.base import Incarnation, ProcessIdentity
@@ -78,7 +78,7 @@ def to_row(record: Record) -> tuple[Any, ...]:
         record.last_active,
         record.intent.value if record.intent else None,
         record.message,
-        record.spec.model_dump_json(exclude={"env"}),
+        record.spec.model_dump_json(exclude=set(NEVER_STORED)),
         record.report.model_dump_json() if record.report else None,
         record.exit_code,
         record.handle,

@@ -378,6 +378,7 @@ class Manager:
             last_active=self.tools.clock.boottime(),
         )
         parts = self.parts_of(record, dict(request.spec.env))
+        parts.secret_env = dict(request.spec.secret_env)
         parts.credentials = request.credentials.credentials() if request.credentials else None
         if request.spec.timeout_seconds is not None:
             # Until the guest is initialised; generous, so that a slow start does not cost running time.
@@ -401,6 +402,7 @@ class Manager:
             sandbox_id=record.sandbox_id,
             spec=record.spec,
             env=dict(cold.env),
+            secret_env=dict(cold.secret_env),
             credentials=cold.credentials,
             token=guest_token(self._node_key, record.sandbox_id, nonce),
             wall_deadline=cold.wall_deadline,
@@ -537,4 +539,4 @@ def _is_metered(life: Life) -> bool:
 
 
 def _without_env(spec: SandboxSpec) -> SandboxSpec:
-    return spec.model_copy(update={"env": {}}) if spec.env else spec
+    return spec.model_copy(update={"env": {}, "secret_env": {}}) if spec.env or spec.secret_env else spec

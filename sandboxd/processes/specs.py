@@ -19,6 +19,9 @@ def guest_spec(spec: ProcessSpec | RunSpec, process_id: str, shell: str | None) 
     made: dict[str, Any] = {"id": process_id}
     made |= {"shell": spec.shell} if spec.argv is None else {"argv": spec.argv}
     made |= {name: getattr(spec, name) for name in _FIELDS}
+    if not spec.with_secrets:
+        # Said only where it differs: the guests of sandboxes that an older agent started do not know it.
+        made["with_secrets"] = False
     if isinstance(spec, RunSpec):
         made |= {"stdin": False, "tty": None, "output": {"mode": "ring", "ring_bytes": 4_194_304, "limit_bytes": None}}
         given = _input(spec)

@@ -18,7 +18,7 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import IntegrityError
 
 from api.errors import NameTakenError, SandboxNotFoundError
-from api.store import idempotency, identity, sandboxes
+from api.store import idempotency, identity, image_tables, sandboxes, secret_tables
 from api.store.db import Database
 from api.store.idempotency import Key
 from api.store.migrate import HEAD, migrate
@@ -33,6 +33,8 @@ from sandboxd.contract.states import TERMINAL, SandboxState, is_legal
 
 URLS = ["sqlite", *filter(None, [os.environ.get("SANDLOT_TEST_DATABASE_URL")])]
 STORE = Path(sandboxes.__file__).parent
+MODELS = (image_tables, secret_tables)
+"""Imported, so that METADATA has their tables."""
 NODE = "nod" + "a" * 20
 ONE, TWO = "prj" + "a" * 20, "prj" + "b" * 20
 NO_FILTER = Filter(metadata={})

@@ -35,6 +35,8 @@ OF_THE_CALLER: Final = {
     ("get", "/v1/tags"),
     ("put", "/v1/tags/{tag_name}"),
     ("put", "/v1/uploads/{sha256}"),
+    ("get", "/v1/secrets"),
+    ("put", "/v1/secrets/{secret_name}"),
 }
 """These name nothing of anybody else's."""
 OF_OPERATORS: Final = {("get", "/metrics")}
@@ -44,6 +46,7 @@ LATER: Final = (
     ("POST", "/v1/sandboxes/{sandbox_id}/pause"),
 )
 OF_AN_IMAGE: Final = [(method, path) for method, path in OPERATIONS if "{image_id}" in path or "{tag_name}" in path]
+OF_A_SECRET: Final = [("get", "/v1/secrets/{secret_name}"), ("delete", "/v1/secrets/{secret_name}")]
 IMAGE_COLLECTIONS: Final = ("images", "tags", "uploads")
 FILE_COLLECTIONS: Final = (["files"], ["directories"], ["archive"], ["watch"])
 BODIES: Final[dict[str, Any]] = {
@@ -61,6 +64,7 @@ BODIES: Final[dict[str, Any]] = {
     "explain": {"destination": "example.com:443"},
     "{sandbox_id}": {"metadata": {"a": "b"}},
     "{image_id}": {"metadata": {"a": "b"}},
+    "{secret_name}": {"value": "theirs"},
     "images": {"registry": {"reference": "registry.example.com/app:1"}},
 }
 
@@ -82,6 +86,7 @@ class Target:
         self.tunnel_id = tunnel_id
         self.image_id = image_id
         self.tag_name = tag_name
+        self.secret_name = "mine"
 
     def path(self, template: str) -> str:
         return template.format(**vars(self), sha256="0" * 64, code="internal")
@@ -92,6 +97,7 @@ async def target(stand: Stand) -> Target:
     sandbox = await stand.root.create(name="mine", metadata={"owner": "root"})
     process = await stand.root.call("POST", f"/v1/sandboxes/{sandbox['id']}/processes", {"argv": ["cat"]})
     tunnel = await stand.root.call("POST", f"/v1/sandboxes/{sandbox['id']}/tunnels", {"port": 22, "kind": "tcp"})
+    (await stand.root.call("PUT", "/v1/secrets/mine", {"value": "ours"})).expect(201)
     return Target(sandbox["id"], process.expect(201)["id"], tunnel.expect(201)["id"], await an_image(stand))
 
 
@@ -121,13 +127,13 @@ async def an_image(stand: Stand) -> str:
 
 
 async def attempt(stand: Stand, key: str | None, method: str, path: str, template: str, **options: Any) -> Answer:
-    takes_json = method in {"post", "patch"} or (method == "put" and template.endswith("/egress"))
+    takes_json = method in {"post", "patch"} or (method == "put" and template.endswith(("/egress", "{secret_name}")))
     body = BODIES.get(template.rpartition("/")[2]) if takes_json else None
     return await stand.with_key(key).call(method.upper(), path, body, **options)
 
 
 def test_the_document_lists_what_these_tests_know() -> None:
-    known = PUBLIC | OF_THE_CALLER | OF_OPERATORS | set(OF_AN_IMAGE)
+    known = PUBLIC | OF_THE_CALLER | OF_OPERATORS | set(OF_AN_IMAGE) | set(OF_A_SECRET)
     unknown = {operation for operation in OPERATIONS if operation not in known and "{sandbox_id}" not in operation[1]}
     assert unknown == set()
     assert known <= set(OPERATIONS)
@@ -195,6 +201,23 @@ async def test_anothers_image_cannot_be_used(stand: Stand, target: Target) -> No
     assert (await stand.root.create(image="mine:1"))["image"]["id"] == target.image_id
 
 
+@pytest.mark.parametrize(("method", "template"), OF_A_SECRET)
+async def test_anothers_secret_does_not_exist(stand: Stand, target: Target, method: str, template: str) -> None:
+    stranger = await stand.new_key()
+    there = await attempt(stand, stranger, method, target.path(template), template)
+    absent = await attempt(stand, stranger, method, "/v1/secrets/absent", template)
+    assert there.expect(404)["code"] == absent.expect(404)["code"] == "secret_not_found"
+    assert set(there.body) == set(absent.body)
+    assert (await stand.root.call("GET", "/v1/secrets/mine")).expect(200)["version"] == 1
+
+
+async def test_a_name_of_anothers_secret_is_ones_own(stand: Stand, target: Target) -> None:
+    stranger = stand.with_key(await stand.new_key())
+    (await stranger.call("PUT", "/v1/secrets/mine", {"value": "theirs"})).expect(201)
+    (await stranger.call("DELETE", "/v1/secrets/mine")).expect(204)
+    assert (await stand.root.call("GET", "/v1/secrets/mine")).expect(200)["version"] == 1
+
+
 async def test_without_an_answers_body_a_stranger_learns_no_more(stand: Stand, target: Target) -> None:
     heads = [path for path, methods in DOCUMENT["paths"].items() if "head" in methods]
     assert heads
@@ -212,6 +235,8 @@ def area_of(template: str) -> str:
     """The scope's area: a route's last collection."""
     if template.split("/")[2:3] in [[name] for name in IMAGE_COLLECTIONS]:
         return "images"
+    if template.startswith("/v1/secrets"):
+        return "secrets"
     if "/processes" in template or template.endswith("}/run"):
         return "processes"
     if "/tunnels" in template or template.endswith("/tokens"):
@@ -226,7 +251,7 @@ async def test_a_key_without_the_scope_may_not(stand: Stand, target: Target, met
     me = (await stand.root.call("GET", "/v1/me")).expect(200)
     calls = len(stand.node.requests)
     area = area_of(template)
-    others = ["events", "secrets:write"]
+    others = ["events", "snapshots:write" if area == "secrets" else "secrets:write"]
     scopes = others if method in {"get", "head"} else [*others, f"{area}:read"]
     key = await stand.new_key(*scopes, project=me["project"]["id"])
     problem = (await attempt(stand, key, method, target.path(template), template)).expect(403)
@@ -311,7 +336,7 @@ async def test_the_internal_calls_are_not_public(stand: Stand) -> None:
 async def test_keys_lie_hashed_and_private(stand: Stand, tmp_path: Path) -> None:
     private = tmp_path / "data" / "api"
     key = (private / "root-key").read_text().strip()
-    for name in ("root-key", "secret", "token-keys"):
+    for name in ("root-key", "secret", "secret-keys", "token-keys"):
         assert (private / name).stat().st_mode & 0o777 == 0o600
     for path in private.glob("api.db*"):
         data = path.read_bytes()

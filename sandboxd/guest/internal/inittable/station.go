@@ -119,10 +119,17 @@ func (s *Station) Shell() string {
 	return ""
 }
 
-// Environment merges what a process sees: the image's, the user's, the sandbox's, its own. It returns PATH too.
-func (s *Station) Environment(user identity.User, own map[string]string, terminal bool) (env []string, search string) {
+// Own is what one process brings to its environment.
+type Own struct {
+	Env         map[string]string
+	WithSecrets bool
+	Terminal    bool
+}
+
+// Environment merges what a process sees: the image's, the user's, the sandbox's, its secrets, its own. It returns PATH too.
+func (s *Station) Environment(user identity.User, own Own) (env []string, search string) {
 	merged := map[string]string{"PATH": defaultPath, "LANG": "C.UTF-8"}
-	if terminal {
+	if own.Terminal {
 		merged["TERM"] = "xterm-256color"
 	}
 	maps.Copy(merged, s.init.ImageEnv)
@@ -130,7 +137,10 @@ func (s *Station) Environment(user identity.User, own map[string]string, termina
 		"HOME": user.Home, "USER": user.Name, "LOGNAME": user.Name, "SHELL": user.Shell,
 	})
 	maps.Copy(merged, s.init.Env)
-	maps.Copy(merged, own)
+	if own.WithSecrets {
+		maps.Copy(merged, s.init.SecretEnv)
+	}
+	maps.Copy(merged, own.Env)
 	for _, name := range slices.Sorted(maps.Keys(merged)) {
 		env = append(env, name+"="+merged[name])
 	}

@@ -81,7 +81,7 @@ func TestLaterEnvironmentsWin(t *testing.T) {
 		ImageEnv: map[string]string{"A": "image", "B": "image", "HOME": "/image", "PATH": "/image"},
 		Env:      map[string]string{"B": "sandbox", "C": "sandbox"},
 	}, users)
-	env, search := station.Environment(station.user, map[string]string{"C": "process"}, true)
+	env, search := station.Environment(station.user, Own{Env: map[string]string{"C": "process"}, Terminal: true})
 	for _, want := range []string{"A=image", "B=sandbox", "C=process", "USER=user", "TERM=xterm-256color", "LANG=C.UTF-8"} {
 		if !slices.Contains(env, want) {
 			t.Errorf("no %s in %v", want, env)
@@ -89,5 +89,36 @@ func TestLaterEnvironmentsWin(t *testing.T) {
 	}
 	if slices.Contains(env, "HOME=/image") || search != "/image" || !slices.IsSorted(env) {
 		t.Errorf("%v, search %s", env, search)
+	}
+}
+
+func TestSecretsAreForProcessesThatWantThem(t *testing.T) {
+	_, _, users := world(t)
+	user := "user"
+	station, problem := NewStation(wire.Init{
+		User: &user, Env: map[string]string{"A": "sandbox"}, SecretEnv: map[string]string{"A": "secret", "B": "secret", "C": "secret"},
+	}, users)
+	if problem != nil {
+		t.Fatal(problem)
+	}
+	own := map[string]string{"C": "process"}
+	for _, one := range []struct {
+		with       bool
+		yes, never []string
+	}{
+		{true, []string{"A=secret", "B=secret", "C=process"}, []string{"A=sandbox", "C=secret"}},
+		{false, []string{"A=sandbox", "C=process"}, []string{"A=secret", "B=secret", "C=secret"}},
+	} {
+		env, _ := station.Environment(station.user, Own{Env: own, WithSecrets: one.with})
+		for _, want := range one.yes {
+			if !slices.Contains(env, want) {
+				t.Errorf("with %v: no %s in %v", one.with, want, env)
+			}
+		}
+		for _, unwanted := range one.never {
+			if slices.Contains(env, unwanted) {
+				t.Errorf("with %v: %s in %v", one.with, unwanted, env)
+			}
+		}
 	}
 }

@@ -103,7 +103,9 @@ func (r *Record) start(t *Table, station *inittable.Station, spec wire.Spec) *wi
 		ID: r.id, Argv: argv, Cwd: place.Cwd, User: place.User.Name, UID: place.User.UID, GID: place.User.GID,
 		TTY: spec.TTY, Tag: spec.Tag, State: "running", TimeoutSeconds: spec.TimeoutSeconds, StartedAt: wire.Stamp(r.started),
 	}
-	env, search := station.Environment(place.User, spec.Env, spec.TTY != nil)
+	env, search := station.Environment(place.User, inittable.Own{
+		Env: spec.Env, WithSecrets: spec.WithSecrets == nil || *spec.WithSecrets, Terminal: spec.TTY != nil,
+	})
 	return r.launch(spawn.Order{
 		Argv: argv, Env: env, Search: search, Dir: place.Cwd, User: place.User, TTY: spec.TTY, Tree: grown,
 		Stdin: spec.Stdin || spec.InputBase64 != nil, MergeStderr: spec.MergeStderr,

@@ -18,10 +18,11 @@ type Health struct {
 	UptimeSeconds    float64 `json:"uptime_seconds"`
 }
 
-// Init tells the guest who it is. Env may hold secrets.
+// Init tells the guest who it is. Env may hold secrets, SecretEnv does.
 type Init struct {
 	Hostname        string            `json:"hostname"`
 	Env             map[string]string `json:"env"`
+	SecretEnv       map[string]string `json:"secret_env"`
 	ImageEnv        map[string]string `json:"image_env"`
 	User            *string           `json:"user"`
 	Cwd             *string           `json:"cwd"`
@@ -76,6 +77,7 @@ type Spec struct {
 	Argv             []string          `json:"argv"`
 	Shell            *string           `json:"shell"`
 	Env              map[string]string `json:"env"`
+	WithSecrets      *bool             `json:"with_secrets,omitempty"`
 	Cwd              *string           `json:"cwd"`
 	User             *string           `json:"user"`
 	TTY              *Size             `json:"tty"`
