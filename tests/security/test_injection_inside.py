@@ -58,9 +58,12 @@ for top, directories, files in os.walk("/"):
 read = 0
 for pid in filter(str.isdigit, os.listdir("/proc")):
     for part in ("environ", "cmdline"):
-        with open(f"/proc/{pid}/{part}", "rb") as file:
-            if needle in file.read():
-                found.append(f"{pid} {part}")
+        try:
+            with open(f"/proc/{pid}/{part}", "rb") as file:
+                if needle in file.read():
+                    found.append(f"{pid} {part}")
+        except OSError:
+            pass
     if int(pid) == os.getpid():
         continue
     try:
@@ -197,8 +200,9 @@ def test_the_server_gets_it_and_nothing_else_has_it(scene: Scene) -> None:
     assert scene.ask(stranger, "https://api.test/") == ["URLError CERTIFICATE"]
     assert len(scene.api.got) == 2
 
-    looked = run(platform, sandbox, "python3", "-c", LOOK, NEEDLE.encode().hex())["stdout"]
-    count, _, found = looked.strip().partition(" ")
+    body = {"argv": ["python3", "-c", LOOK, NEEDLE.encode().hex()], "user": "0", "timeout_seconds": 120}
+    looked = platform.http.post(f"/v1/sandboxes/{sandbox}/run", json=body).json()
+    count, _, found = looked["stdout"].strip().partition(" ")
     assert (found, int(count) > 0) == ("[]", True)
     assert NEEDLE not in json.dumps(decisions(platform, sandbox))
     assert not _on_disk(platform)
@@ -214,7 +218,7 @@ def test_what_closes_it_and_opens_it_again(scene: Scene) -> None:
     scene.inject(sandbox, mode="open", inject=[ENTRY, inner, liar])
     api, inside, lied = scene.ask(sandbox, "https://api.test/", "https://inner.test/", "https://liar.test/")
     assert api == "200 https://api.test/"
-    assert inside == "502 sandlot: inner.test cannot be reached from here"
+    assert inside.startswith("URLError")  # it has no address at all
     assert lied.startswith("502 sandlot: the certificate of liar.test is not trusted")
     reasons = {(row["name"], row["reason"]) for row in decisions(platform, sandbox, verdict="deny")}
     assert {("inner.test", "private_address"), ("liar.test", "certificate_refused")} <= reasons
