@@ -286,9 +286,9 @@ async def test_egress_of_steps_is_what_the_build_says(tmp_path: Path) -> None:
     applied: list[str] = []
 
     class Network(FakeNetwork):
-        async def apply_egress(self, slot: Any, egress: Any) -> int:
+        async def apply_egress(self, slot: Any, egress: Any, credentials: Any = None) -> int:
             applied.append(egress.mode)
-            return await super().apply_egress(slot, egress)
+            return await super().apply_egress(slot, egress, credentials)
 
     async with build_stand(tmp_path, network=Network) as stand:
         await stand.build("FROM base\nRUN echo", egress={"mode": "blocked"})

@@ -41,7 +41,7 @@ for url in sys.argv[1:]:
         print(type(error).__name__, "CERTIFICATE" if "CERTIFICATE_VERIFY_FAILED" in str(error) else "")
 """
 LOOK: Final = """
-import os, sys
+import os, subprocess, sys
 needle = bytes.fromhex(sys.argv[1])
 found = []
 for top, directories, files in os.walk("/"):
@@ -55,6 +55,10 @@ for top, directories, files in os.walk("/"):
                     found.append(path)
         except OSError:
             pass
+asking = "import sys, urllib.request as u; print(u.urlopen(sys.argv[1]).status, flush=True); input()"
+argv = [sys.executable, "-c", asking, sys.argv[2]]
+asked = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+assert asked.stdout.readline() == b"200\\n"
 read = 0
 for pid in filter(str.isdigit, os.listdir("/proc")):
     for part in ("environ", "cmdline"):
@@ -71,13 +75,18 @@ for pid in filter(str.isdigit, os.listdir("/proc")):
             for line in maps:
                 span, rights = line.split()[:2]
                 first, last = (int(part, 16) for part in span.split("-"))
-                if "r" in rights and last - first < 1 << 28:
+                if "r" not in rights or last - first > 1 << 28:
+                    continue
+                try:
                     memory.seek(first)
                     if needle in memory.read(last - first):
                         found.append(f"{pid} memory {span}")
                     read += 1
-    except OSError:
-        pass
+                except OSError:
+                    pass
+    except OSError as error:
+        print(pid, error, file=sys.stderr)
+asked.communicate(b"\\n")
 print(read, found)
 """
 
@@ -200,10 +209,14 @@ def test_the_server_gets_it_and_nothing_else_has_it(scene: Scene) -> None:
     assert scene.ask(stranger, "https://api.test/") == ["URLError CERTIFICATE"]
     assert len(scene.api.got) == 2
 
-    body = {"argv": ["python3", "-c", LOOK, NEEDLE.encode().hex()], "user": "0", "timeout_seconds": 120}
+    body = {
+        "argv": ["python3", "-c", LOOK, NEEDLE.encode().hex(), "https://api.test/look"],
+        "user": "0",
+        "timeout_seconds": 120,
+    }
     looked = platform.http.post(f"/v1/sandboxes/{sandbox}/run", json=body).json()
     count, _, found = looked["stdout"].strip().partition(" ")
-    assert (found, int(count) > 0) == ("[]", True)
+    assert (found, int(count) > 0) == ("[]", True), looked
     assert NEEDLE not in json.dumps(decisions(platform, sandbox))
     assert not _on_disk(platform)
     for name, text in platform.logs().items():
@@ -232,11 +245,14 @@ def test_what_closes_it_and_opens_it_again(scene: Scene) -> None:
     count = len(scene.api.got)
     # Nothing was told to the new agent: closed, and never open without the header.
     platform.wait_until(lambda: _missing(platform, sandbox), "the node says what it lacks")
-    assert "200" not in scene.ask(sandbox, "https://api.test/")[0]
+
+    def is_told() -> bool:
+        assert "200" not in scene.ask(sandbox, "https://api.test/")[0]
+        rows = decisions(platform, sandbox, verdict="deny")
+        return ("api.test", "credentials_missing") in {(row["name"], row["reason"]) for row in rows}
+
+    platform.wait_until(is_told, "the denial is told")
     assert len(scene.api.got) == count
-    platform.wait_until(lambda: ("api.test", "credentials_missing") in {
-        (row["name"], row["reason"]) for row in decisions(platform, sandbox, verdict="deny")
-    }, "the denial is told")  # fmt: skip
     scene.inject(sandbox, renewed=False, mode="open", inject=[ENTRY, inner, liar])
     assert not _missing(platform, sandbox)
     assert scene.ask(sandbox, "https://api.test/") == ["200 https://api.test/"]
