@@ -41,7 +41,7 @@ for url in sys.argv[1:]:
         print(type(error).__name__, "CERTIFICATE" if "CERTIFICATE_VERIFY_FAILED" in str(error) else "")
 """
 LOOK: Final = """
-import os, subprocess, sys
+import os, subprocess, sys, time
 needle = bytes.fromhex(sys.argv[1])
 found = []
 for top, directories, files in os.walk("/"):
@@ -50,8 +50,10 @@ for top, directories, files in os.walk("/"):
     for name in files:
         path = os.path.join(top, name)
         try:
+            if os.lstat(path).st_ctime < time.time() - 3600:
+                continue  # the image's
             with open(path, "rb") as file:
-                if needle in file.read():
+                if needle in file.read(1 << 26):
                     found.append(path)
         except OSError:
             pass
@@ -75,7 +77,7 @@ for pid in filter(str.isdigit, os.listdir("/proc")):
             for line in maps:
                 span, rights = line.split()[:2]
                 first, last = (int(part, 16) for part in span.split("-"))
-                if "r" not in rights or last - first > 1 << 28:
+                if "r" not in rights or last - first > 1 << 26:
                     continue
                 try:
                     memory.seek(first)
@@ -215,6 +217,7 @@ def test_the_server_gets_it_and_nothing_else_has_it(scene: Scene) -> None:
         "timeout_seconds": 120,
     }
     looked = platform.http.post(f"/v1/sandboxes/{sandbox}/run", json=body).json()
+    assert looked["exit_code"] == 0, looked
     count, _, found = looked["stdout"].strip().partition(" ")
     assert (found, int(count) > 0) == ("[]", True), looked
     assert NEEDLE not in json.dumps(decisions(platform, sandbox))
@@ -258,6 +261,18 @@ def test_what_closes_it_and_opens_it_again(scene: Scene) -> None:
     assert scene.ask(sandbox, "https://api.test/") == ["200 https://api.test/"]
     assert {value for _, value in scene.api.got} == {f"Bearer {NEEDLE}"}
     assert scene.other.got == []
+
+
+def test_programs_with_trust_of_their_own(scene: Scene) -> None:
+    sandbox = scene.platform.create(env=VARIABLES)["id"]
+    scene.inject(sandbox)
+    node = "require('https').get(process.argv[1], answer => console.log(answer.statusCode))"
+    assert run(scene.platform, sandbox, "node", "-e", node, "https://api.test/node")["stdout"].strip() == "200"
+    curl = (
+        "command -v curl >/dev/null || { echo 200; exit; }; curl -sS -o /dev/null -w '%{http_code}' https://api.test/c"
+    )
+    assert run(scene.platform, sandbox, "sh", "-c", curl)["stdout"].strip() == "200"
+    assert {value for _, value in scene.api.got} == {f"Bearer {NEEDLE}"}
 
 
 def test_without_the_policy_it_is_end_to_end_again(scene: Scene) -> None:
