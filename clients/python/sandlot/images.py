@@ -42,7 +42,7 @@ class Image:
     ) -> "Image":
         """Return the image of a reference: `[registry/]repository[:tag][@digest]`.
 
-        `password_secret` names the secret that is the password of `username` there; its `hosts` must cover the registry.
+        `password_secret` names the secret that is the password of `username`; its `hosts` must cover the registry.
         """
         given = {
             "reference": reference,
