@@ -144,6 +144,7 @@ class CreateSandbox(TypedDict, total=False):
     image: str
     use_image_entrypoint: bool
     env: dict[str, str]
+    secret_env: dict[str, str]
     metadata: dict[str, str]
     user: str | None
     cwd: str | None
@@ -438,6 +439,8 @@ class ImageOverrides(TypedDict, total=False):
 class RegistryImage(TypedDict, total=False):
     reference: str
     platform: str
+    username: str | None
+    password_secret: str | None
 
 
 class SandboxSource(TypedDict, total=False):
@@ -619,6 +622,13 @@ class PublicKeys(TypedDict, total=False):
     keys: list[dict[str, str]]
 
 
+class PutSecret(TypedDict, total=False):
+    value: str | None
+    value_base64: str | None
+    env: bool
+    hosts: list[str]
+
+
 class PutTag(TypedDict, total=False):
     image_id: str
 
@@ -661,6 +671,7 @@ class RunSpec(TypedDict, total=False):
 class RunOnce(TypedDict, total=False):
     image: str
     env: dict[str, str]
+    secret_env: dict[str, str]
     metadata: dict[str, str]
     user: str | None
     cwd: str | None
@@ -789,6 +800,20 @@ class Sandbox(TypedDict, total=False):
 
 class SandboxList(TypedDict, total=False):
     items: list[Sandbox]
+    next_cursor: str | None
+
+
+class SecretView(TypedDict, total=False):
+    name: str
+    version: int
+    env: bool
+    hosts: list[str]
+    created_at: str
+    updated_at: str
+
+
+class SecretList(TypedDict, total=False):
+    items: list[SecretView]
     next_cursor: str | None
 
 
