@@ -16,6 +16,7 @@ from typing import Any, Final
 import pytest
 from test_names_inside import answering, decisions, programs, run
 
+from api.services.policies import INJECT_IS_SERVED
 from harness import Platform
 from injection_kit import Authority, authority
 from names_kit import Zone
@@ -261,6 +262,26 @@ def test_what_closes_it_and_opens_it_again(scene: Scene) -> None:
     assert scene.ask(sandbox, "https://api.test/") == ["200 https://api.test/"]
     assert {value for _, value in scene.api.got} == {f"Bearer {NEEDLE}"}
     assert scene.other.got == []
+
+
+@pytest.mark.skipif(not INJECT_IS_SERVED, reason="policies may not have inject")
+def test_from_a_secret_to_a_request_and_through_a_restart(scene: Scene) -> None:
+    platform = scene.platform
+    answer = platform.http.put("/v1/secrets/token", json={"value": NEEDLE, "hosts": ["api.test"]})
+    assert answer.status_code == 201, answer.text
+    egress = {"mode": "allowlist", "inject": [ENTRY]}
+    sandbox = platform.create(egress=egress)["id"]
+    assert scene.ask(sandbox, "https://api.test/") == ["200 https://api.test/"]
+    node = "require('https').get(process.argv[1], answer => console.log(answer.statusCode))"
+    assert run(platform, sandbox, "node", "-e", node, "https://api.test/node")["stdout"].strip() == "200"
+    os.kill(platform.pid("node"), signal.SIGKILL)
+    platform.wait_ready()
+    platform.wait_until(lambda: scene.ask(sandbox, "https://api.test/") == ["200 https://api.test/"], "it is back")
+    assert platform.http.put("/v1/secrets/token", json={"value": "another", "hosts": ["api.test"]}).status_code == 200
+    later = platform.create(egress=egress)["id"]
+    assert scene.ask(later, "https://api.test/") == ["200 https://api.test/"]
+    assert {value for _, value in scene.api.got} == {f"Bearer {NEEDLE}", "Bearer another"}
+    assert not _on_disk(platform)
 
 
 def test_programs_with_trust_of_their_own(scene: Scene) -> None:
