@@ -196,7 +196,13 @@ class Exchange:
 async def refuse(end: TlsEnd, refused: RefusedError) -> None:
     """Tell the sandbox why; nothing of the connection is left after that."""
     body = f"sandlot: {refused.text}\n".encode()
-    status = {400: "Bad Request", 408: "Request Timeout", 421: "Misdirected Request", 501: "Not Implemented"}
+    status = {
+        400: "Bad Request",
+        405: "Method Not Allowed",
+        408: "Request Timeout",
+        421: "Misdirected Request",
+        501: "Not Implemented",
+    }
     head = (
         f"HTTP/1.1 {refused.status} {status.get(refused.status, 'Bad Gateway')}\r\nContent-Type: text/plain\r\n"
         f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"

@@ -11,6 +11,7 @@ from netpolicy.sniff import Head
 TLS_PORT: Final = 443
 MOST_VALUE: Final = 8192
 """Of a header: servers take hardly more."""
+_ECHOING: Final = frozenset({"TRACE", "TRACK"})
 _SPACE: Final = " \t\r\n"
 
 Fields = list[tuple[bytes, bytes]]
@@ -32,6 +33,8 @@ def check_head(head: Head, host: str) -> None:
         raise RefusedError(421, f"this connection is for {host} and for no other host", "name_mismatch")
     if not head.target.startswith("/") and not (head.target == "*" and head.method == "OPTIONS"):
         raise RefusedError(400, "a request names a path, and its host in Host", "request_refused")
+    if head.method.upper() in _ECHOING:
+        raise RefusedError(405, f"{head.method} asks a server to repeat what it was sent", "request_refused")
     lengths = [value for name, value in head.fields if name == "content-length"]
     codings = [value for name, value in head.fields if name == "transfer-encoding"]
     if len(lengths) + len(codings) > 1:

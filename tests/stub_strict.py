@@ -9,7 +9,6 @@ from stub_wire import Request
 # Fields of a create that the reference has and this version of the server has not.
 _PLANNED_FIELDS = {
     "snapshot",
-    "secret_env",
     "auto_resume",
 }
 

@@ -29,6 +29,7 @@ NAMES = {
     "AsyncRoute": "Route",
     "AsyncRun": "Run",
     "AsyncSandbox": "Sandbox",
+    "AsyncSecrets": "Secrets",
     "AsyncTunnels": "Tunnels",
     "AsyncWebSocket": "WebSocket",
     "__aenter__": "__enter__",

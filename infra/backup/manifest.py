@@ -14,9 +14,9 @@ MOST_BYTES: Final = 16 << 20
 DATABASE: Final = "api/api.db"
 ROOT_KEY: Final = "api/root-key"
 SECRET: Final = "api/secret"  # noqa: S105 - the name of a file
-SECRET_KEYS: Final = "api/secret-keys"
+SECRET_KEYS: Final = "api/secret-keys"  # noqa: S105 - the same
 """What secrets in the database are sealed with."""
-TOKEN_KEYS: Final = "api/token-keys"
+TOKEN_KEYS: Final = "api/token-keys"  # noqa: S105 - the same
 LEDGER: Final = "node/ledger.db"
 NODE_KEY: Final = "node/node.key"
 NODE_ID: Final = "node/node.json"

@@ -201,5 +201,7 @@ class FakeNames:
 def _needed(credentials: Credentials, policy: Policy) -> Credentials:
     """Leave out what no header can be made of: so a message has a bound."""
     named = {entry.secret for entry in policy.inject}
-    values = {name: value for name, value in credentials.values.items() if name in named and len(value) <= MOST_VALUE}
+    values = {
+        name: value for name, value in credentials.values.items() if name in named and len(value.encode()) <= MOST_VALUE
+    }
     return replace(credentials, values=values)

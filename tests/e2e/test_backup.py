@@ -134,6 +134,7 @@ def test_a_running_instance_is_not_restored_over(box: Platform, tmp_path: Path) 
 def test_elsewhere_everything_is_there_and_ends_are_true(
     box: Platform, tmp_path: Path, start_platform: Callable[..., Platform]
 ) -> None:
+    box.http.put("/v1/secrets/KEPT", json={"value": "a value that moves", "env": True}).raise_for_status()
     ended, running = box.create(metadata={"a": "b"})["id"], box.create()["id"]
     box.http.delete(f"/v1/sandboxes/{ended}").raise_for_status()
     backup = backed_up(box, tmp_path / "backup")
@@ -154,7 +155,9 @@ def test_elsewhere_everything_is_there_and_ends_are_true(
     gone = other.ended(running)
     assert (gone["state"], gone["reason"], gone["message"]) == ("failed", "node_restarted", MESSAGE)
     assert box.http.get(f"/v1/sandboxes/{running}").json()["state"] == "running"
-    new = other.create()["id"]
+    new = other.create(secret_env={"TOKEN": "KEPT"})["id"]
+    ran = other.http.post(f"/v1/sandboxes/{new}/run", json={"argv": ["env"]}).raise_for_status().json()
+    assert "TOKEN=a value that moves\n" in ran["stdout"]
     other.http.delete(f"/v1/sandboxes/{new}").raise_for_status()
 
 
@@ -165,6 +168,9 @@ def test_an_empty_place_needs_no_force(box: Platform, tmp_path: Path) -> None:
     done = sandlotd(box, "restore", str(backup), **env)
     assert done.returncode == 0, done.stderr
     assert (data / "api" / "root-key").read_text().strip() == box.key
+    for name in ("secret-keys", "token-keys"):
+        assert (data / "api" / name).read_bytes() == (box.config.data_dir / "api" / name).read_bytes()
+        assert stat.S_IMODE((data / "api" / name).stat().st_mode) == 0o600
     assert stat.S_IMODE((data / "node.key").stat().st_mode) == 0o600
     assert stat.S_IMODE((data / "api").stat().st_mode) == 0o700
     assert (data / "api" / "api.db").owner() == box.config.api_user
@@ -301,7 +307,7 @@ def restored(box: Platform, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory / "data"
 
 
-@pytest.mark.parametrize("name", ["root-key", "secret", "api.db", "api.db-wal"])
+@pytest.mark.parametrize("name", ["root-key", "secret", "secret-keys", "api.db", "api.db-wal"])
 @pytest.mark.parametrize("kind", ["nothing", "link", "pipe", "hard link", "endless"])
 def test_nothing_the_apis_user_puts_there_is_followed(
     box: Platform, restored: Path, tmp_path: Path, name: str, kind: str

@@ -86,3 +86,28 @@ async def test_an_image_of_a_sandbox(images: ImageStand) -> None:
     (await images.root.call("DELETE", f"/v1/sandboxes/{sandbox['id']}")).expect(200)
     problem = (await images.root.call("POST", "/v1/images", body)).expect(409)
     assert problem["code"] == "invalid_state"
+
+
+async def test_secrets_of_a_build_are_resolved(images: ImageStand) -> None:
+    for name, env in (("TOKEN", True), ("CLOSED", False)):
+        (await images.root.call("PUT", f"/v1/secrets/{name}", {"value": "hunter2", "env": env})).expect(201)
+    for secret, status, path in (("CLOSED", 422, "/build/secret_env/A"), ("GONE", 404, "")):
+        problem = await build(images, status, steps=[{"run": "x"}], secret_env={"A": secret})
+        assert path in str(problem.get("errors", ""))
+    assert images.runner.asked == []
+    made = await build(images, steps=[{"run": "x"}], secret_env={"A": "TOKEN"})
+    assert "hunter2" not in str(made)
+    source = images.runner.asked[-1].source.build
+    assert source is not None
+    assert source.build.secret_env == {"A": "hunter2"}
+    key = await images.stand.new_key("images", project=made["project_id"])
+    body = {"build": {"steps": [{"run": "x"}], "secret_env": {"A": "TOKEN"}}}
+    refused = await images.stand.with_key(key).call("POST", "/v1/images", body)
+    assert refused.expect(403)["required_scope"] == "secrets:read"
+
+
+async def test_a_build_injects_nothing(images: ImageStand) -> None:
+    entry = {"host": "a.example.com", "header": "x-a", "value_from": {"secret": "TOKEN"}}
+    egress = {"mode": "open", "inject": [entry]}
+    problem = await build(images, 501, steps=[{"run": "x"}], egress=egress)
+    assert problem["reason"] == "build.egress.inject"

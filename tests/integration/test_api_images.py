@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from api.store import images as store
 from api_stand import until
 from image_stand import HOST, ImageStand, image_stand
 
@@ -98,7 +99,6 @@ async def test_bad_requests_say_where(images: ImageStand, spec: dict[str, Any], 
     ("spec", "reason"),
     [
         ({"snapshot": {"snapshot_id": "snp" + "a" * 20}}, "images.snapshot"),
-        ({"registry": {"reference": "x.example.com/a", "username": "u", "password_secret": "s"}}, "secrets"),
     ],
 )
 async def test_what_is_not_there_yet_says_so(images: ImageStand, spec: dict[str, Any], reason: str) -> None:
@@ -335,3 +335,20 @@ async def test_lists_go_page_by_page(images: ImageStand) -> None:
     assert seen == made
     stranger = images.stand.with_key(await images.stand.new_key())
     assert (await stranger.call("GET", f"/v1/images?limit=2&order=asc{cursor}")).status == 400
+
+
+async def test_a_registrys_password_is_a_secret(images: ImageStand) -> None:
+    body = {"value": "hunter2", "hosts": [HOST]}
+    (await images.root.call("PUT", "/v1/secrets/TOKEN", body)).expect(201)
+    registry = {"reference": f"{HOST}/app:1", "username": "me", "password_secret": "TOKEN"}
+    made = await images.root.call("POST", "/v1/images", {"registry": registry, "wait_seconds": 30})
+    assert made.expect(200)["state"] == "ready"
+    asked = images.runner.asked[-1].source.registry
+    assert asked is not None
+    assert (asked.username, asked.password) == ("me", "hunter2")
+    record = await images.stand.platform.database.read(store.get_own, made.body["project_id"], made.body["id"])
+    assert record.source["password_secret"] == "TOKEN"
+    assert "hunter2" not in made.raw.decode() + str(record)
+    (await images.root.call("PUT", "/v1/secrets/TOKEN", body | {"hosts": ["example.com"]})).expect(200)
+    refused = await images.root.call("POST", "/v1/images", {"registry": registry | {"reference": f"{HOST}/app:2"}})
+    assert refused.expect(422)["errors"][0]["code"] == "secret_host"

@@ -159,6 +159,7 @@ async def test_the_header_in_a_trailer_is_dropped(world: World) -> None:
         (b"GET / HTTP/1.1\r\n\r\n", 400),
         (b"GET / HTTP/1.0\r\n\r\n", 400),
         (b"CONNECT other.test:443 HTTP/1.1\r\nHost: api.test\r\n\r\n", 400),
+        (b"TRACE / HTTP/1.1\r\nHost: api.test\r\n\r\n", 405),
         (get(more="X: 1\r\n folded\r\n"), 400),
         (get(more="X : 1\r\n"), 400),
         (get(more="X: 1\nAuthorization: mine\r\n"), 400),
@@ -257,7 +258,9 @@ async def test_deny_beats_inject(world: World) -> None:
     assert (await world.stand.decided(verdict="deny"))["reason"] == "denied_by_rule"
 
 
-@pytest.mark.parametrize("values", [None, {}, {"other": "x"}, {"token": "a\r\nX: y"}, {"token": "x" * 9000}])
+@pytest.mark.parametrize(
+    "values", [None, {}, {"other": "x"}, {"token": "a\r\nX: y"}, {"token": "x" * 9000}, {"token": "ü" * 5000}]
+)
 async def test_without_its_value_the_host_is_closed(world: World, values: dict[str, str] | None) -> None:
     policy = parse_policy({"mode": "open", "inject": [ENTRY]})
     known = None if values is None else credentials(world.project, **(values or {"unused": "x"}))

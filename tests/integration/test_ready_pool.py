@@ -87,6 +87,25 @@ async def test_a_ready_one_is_claimed_and_replaced(world: World) -> None:
         assert life.parts.env == {}
 
 
+async def test_a_claimed_sandbox_has_its_secrets(world: World) -> None:
+    async with node(world) as opened:
+        await filled(opened)
+        ready = set(world.host_world.sandboxes)
+        sandbox_id = await opened.create(secret_env={"TOKEN": "hunter3"})
+        life = opened.life(sandbox_id)
+        assert life.handle in ready
+        told = world.host_world.guests[life.handle].initialized_by
+        assert told is not None
+        assert told.secret_env == {"TOKEN": "hunter3"}
+        assert "hunter3" not in repr(told) + repr(life.record) + repr(life.parts)
+        assert life.parts.secret_env == {}
+        cold = await opened.create(secret_env={"TOKEN": "hunter4"}, resources=Resources(memory_mib=2048))
+        told = world.host_world.guests[opened.life(cold).handle].initialized_by
+        assert told is not None
+        assert told.secret_env == {"TOKEN": "hunter4"}
+        assert opened.life(cold).record.spec.secret_env == {}
+
+
 async def test_nobody_can_name_a_ready_one(world: World) -> None:
     async with node(world) as opened:
         await filled(opened)

@@ -16,6 +16,7 @@ from typing import Any, Final
 import pytest
 from test_names_inside import answering, decisions, programs, run
 
+from api.services.policies import INJECT_IS_SERVED
 from harness import Platform
 from injection_kit import Authority, authority
 from names_kit import Zone
@@ -41,7 +42,7 @@ for url in sys.argv[1:]:
         print(type(error).__name__, "CERTIFICATE" if "CERTIFICATE_VERIFY_FAILED" in str(error) else "")
 """
 LOOK: Final = """
-import os, sys
+import os, subprocess, sys, time
 needle = bytes.fromhex(sys.argv[1])
 found = []
 for top, directories, files in os.walk("/"):
@@ -50,17 +51,26 @@ for top, directories, files in os.walk("/"):
     for name in files:
         path = os.path.join(top, name)
         try:
+            if os.lstat(path).st_ctime < time.time() - 3600:
+                continue  # the image's
             with open(path, "rb") as file:
-                if needle in file.read():
+                if needle in file.read(1 << 26):
                     found.append(path)
         except OSError:
             pass
+asking = "import sys, urllib.request as u; print(u.urlopen(sys.argv[1]).status, flush=True); input()"
+argv = [sys.executable, "-c", asking, sys.argv[2]]
+asked = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+assert asked.stdout.readline() == b"200\\n"
 read = 0
 for pid in filter(str.isdigit, os.listdir("/proc")):
     for part in ("environ", "cmdline"):
-        with open(f"/proc/{pid}/{part}", "rb") as file:
-            if needle in file.read():
-                found.append(f"{pid} {part}")
+        try:
+            with open(f"/proc/{pid}/{part}", "rb") as file:
+                if needle in file.read():
+                    found.append(f"{pid} {part}")
+        except OSError:
+            pass
     if int(pid) == os.getpid():
         continue
     try:
@@ -68,13 +78,18 @@ for pid in filter(str.isdigit, os.listdir("/proc")):
             for line in maps:
                 span, rights = line.split()[:2]
                 first, last = (int(part, 16) for part in span.split("-"))
-                if "r" in rights and last - first < 1 << 28:
+                if "r" not in rights or last - first > 1 << 26:
+                    continue
+                try:
                     memory.seek(first)
                     if needle in memory.read(last - first):
                         found.append(f"{pid} memory {span}")
                     read += 1
-    except OSError:
-        pass
+                except OSError:
+                    pass
+    except OSError as error:
+        print(pid, error, file=sys.stderr)
+asked.communicate(b"\\n")
 print(read, found)
 """
 
@@ -197,9 +212,15 @@ def test_the_server_gets_it_and_nothing_else_has_it(scene: Scene) -> None:
     assert scene.ask(stranger, "https://api.test/") == ["URLError CERTIFICATE"]
     assert len(scene.api.got) == 2
 
-    looked = run(platform, sandbox, "python3", "-c", LOOK, NEEDLE.encode().hex())["stdout"]
-    count, _, found = looked.strip().partition(" ")
-    assert (found, int(count) > 0) == ("[]", True)
+    body = {
+        "argv": ["python3", "-c", LOOK, NEEDLE.encode().hex(), "https://api.test/look"],
+        "user": "0",
+        "timeout_seconds": 120,
+    }
+    looked = platform.http.post(f"/v1/sandboxes/{sandbox}/run", json=body).json()
+    assert looked["exit_code"] == 0, looked
+    count, _, found = looked["stdout"].strip().partition(" ")
+    assert (found, int(count) > 0) == ("[]", True), looked
     assert NEEDLE not in json.dumps(decisions(platform, sandbox))
     assert not _on_disk(platform)
     for name, text in platform.logs().items():
@@ -214,7 +235,7 @@ def test_what_closes_it_and_opens_it_again(scene: Scene) -> None:
     scene.inject(sandbox, mode="open", inject=[ENTRY, inner, liar])
     api, inside, lied = scene.ask(sandbox, "https://api.test/", "https://inner.test/", "https://liar.test/")
     assert api == "200 https://api.test/"
-    assert inside == "502 sandlot: inner.test cannot be reached from here"
+    assert inside.startswith("URLError")  # it has no address at all
     assert lied.startswith("502 sandlot: the certificate of liar.test is not trusted")
     reasons = {(row["name"], row["reason"]) for row in decisions(platform, sandbox, verdict="deny")}
     assert {("inner.test", "private_address"), ("liar.test", "certificate_refused")} <= reasons
@@ -228,16 +249,51 @@ def test_what_closes_it_and_opens_it_again(scene: Scene) -> None:
     count = len(scene.api.got)
     # Nothing was told to the new agent: closed, and never open without the header.
     platform.wait_until(lambda: _missing(platform, sandbox), "the node says what it lacks")
-    assert "200" not in scene.ask(sandbox, "https://api.test/")[0]
+
+    def is_told() -> bool:
+        assert "200" not in scene.ask(sandbox, "https://api.test/")[0]
+        rows = decisions(platform, sandbox, verdict="deny")
+        return ("api.test", "credentials_missing") in {(row["name"], row["reason"]) for row in rows}
+
+    platform.wait_until(is_told, "the denial is told")
     assert len(scene.api.got) == count
-    platform.wait_until(lambda: ("api.test", "credentials_missing") in {
-        (row["name"], row["reason"]) for row in decisions(platform, sandbox, verdict="deny")
-    }, "the denial is told")  # fmt: skip
     scene.inject(sandbox, renewed=False, mode="open", inject=[ENTRY, inner, liar])
     assert not _missing(platform, sandbox)
     assert scene.ask(sandbox, "https://api.test/") == ["200 https://api.test/"]
     assert {value for _, value in scene.api.got} == {f"Bearer {NEEDLE}"}
     assert scene.other.got == []
+
+
+@pytest.mark.skipif(not INJECT_IS_SERVED, reason="policies may not have inject")
+def test_from_a_secret_to_a_request_and_through_a_restart(scene: Scene) -> None:
+    platform = scene.platform
+    answer = platform.http.put("/v1/secrets/token", json={"value": NEEDLE, "hosts": ["api.test"]})
+    assert answer.status_code == 201, answer.text
+    egress = {"mode": "allowlist", "inject": [ENTRY]}
+    sandbox = platform.create(egress=egress)["id"]
+    assert scene.ask(sandbox, "https://api.test/") == ["200 https://api.test/"]
+    node = "require('https').get(process.argv[1], answer => console.log(answer.statusCode))"
+    assert run(platform, sandbox, "node", "-e", node, "https://api.test/node")["stdout"].strip() == "200"
+    os.kill(platform.pid("node"), signal.SIGKILL)
+    platform.wait_ready()
+    platform.wait_until(lambda: scene.ask(sandbox, "https://api.test/") == ["200 https://api.test/"], "it is back")
+    assert platform.http.put("/v1/secrets/token", json={"value": "another", "hosts": ["api.test"]}).status_code == 200
+    later = platform.create(egress=egress)["id"]
+    assert scene.ask(later, "https://api.test/") == ["200 https://api.test/"]
+    assert {value for _, value in scene.api.got} == {f"Bearer {NEEDLE}", "Bearer another"}
+    assert not _on_disk(platform)
+
+
+def test_programs_with_trust_of_their_own(scene: Scene) -> None:
+    sandbox = scene.platform.create(env=VARIABLES)["id"]
+    scene.inject(sandbox)
+    node = "require('https').get(process.argv[1], answer => console.log(answer.statusCode))"
+    assert run(scene.platform, sandbox, "node", "-e", node, "https://api.test/node")["stdout"].strip() == "200"
+    curl = (
+        "command -v curl >/dev/null || { echo 200; exit; }; curl -sS -o /dev/null -w '%{http_code}' https://api.test/c"
+    )
+    assert run(scene.platform, sandbox, "sh", "-c", curl)["stdout"].strip() == "200"
+    assert {value for _, value in scene.api.got} == {f"Bearer {NEEDLE}"}
 
 
 def test_without_the_policy_it_is_end_to_end_again(scene: Scene) -> None:

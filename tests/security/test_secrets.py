@@ -26,11 +26,11 @@ def _files(*roots: Path) -> Iterator[tuple[Path, bytes]]:
             continue  # replaced meanwhile, or the pin of a namespace
 
 
-def _in_files(needles: dict[str, str], *roots: Path) -> list[str]:
+def in_files(needles: dict[str, str], *roots: Path) -> list[str]:
     return [f"{name} in {path}" for path, content in _files(*roots) for name in _hits(needles, content)]
 
 
-def _in_processes(needles: dict[str, str]) -> list[str]:
+def in_processes(needles: dict[str, str]) -> list[str]:
     """Search what any user of the host may read, and the environment that root may."""
     found: list[str] = []
     for process in Path("/proc").glob("[0-9]*"):
@@ -84,14 +84,14 @@ def test_secrets_are_nowhere_but_where_they_are_used(chatty: Platform) -> None:
     platform_wide = needles | {"root key": chatty.key}
     found = [
         hit
-        for hit in _in_files(platform_wide, config.data_dir, config.run_dir)
+        for hit in in_files(platform_wide, config.data_dir, config.run_dir)
         # The root key's own file and the line the launcher prints for its owner; what a sandbox writes is its own.
         if not hit.endswith((str(config.key_path), "launcher.log"))
         and "/upper/" not in hit
         # A log holds what its programs printed, and nothing of how they were started.
         and not ("/history/logs/" in hit and not hit.startswith(("argument ", "tag ", "root key ")))
     ]
-    found += _in_processes(platform_wide)
+    found += in_processes(platform_wide)
     assert found == []
     assert chatty.http.delete(base, params={"grace_seconds": 0}).status_code == 200
 
@@ -103,9 +103,9 @@ def test_a_guests_token_and_the_nodes_key_are_nowhere_else(chatty: Platform) -> 
     assert (chatty.config.data_dir / "node.key").stat().st_mode & 0o777 == 0o600
     needles = {"node key": key.hex()}
     places = (chatty.config.data_dir, chatty.config.run_dir)
-    assert _in_files(needles, *places) == []
+    assert in_files(needles, *places) == []
     assert [path for path, content in _files(*places) if key in content] == [chatty.config.data_dir / "node.key"]
-    assert _in_processes(needles) == []
+    assert in_processes(needles) == []
 
 
 def test_only_their_owners_read_what_is_private(chatty: Platform) -> None:

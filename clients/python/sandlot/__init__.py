@@ -17,6 +17,7 @@ from sandlot._async.files import AsyncFiles
 from sandlot._async.images import AsyncImages
 from sandlot._async.process import AsyncOutput, AsyncProcess, AsyncRun
 from sandlot._async.sandbox import AsyncSandbox
+from sandlot._async.secrets import AsyncSecrets
 from sandlot._async.tunnels import AsyncTunnels
 from sandlot._commands import Default
 from sandlot._sync.attachment import Attachment
@@ -27,6 +28,7 @@ from sandlot._sync.files import Files
 from sandlot._sync.images import Images
 from sandlot._sync.process import Output, Process, Run
 from sandlot._sync.sandbox import Sandbox
+from sandlot._sync.secrets import Secrets
 from sandlot._sync.tunnels import Tunnels
 from sandlot._version import __version__
 from sandlot.descriptions import (
@@ -40,6 +42,7 @@ from sandlot.descriptions import (
     LogLine,
     Port,
     Sample,
+    SecretInfo,
     Tunnel,
 )
 from sandlot.errors import (
@@ -95,6 +98,7 @@ __all__ = [
     "AsyncProcess",
     "AsyncRun",
     "AsyncSandbox",
+    "AsyncSecrets",
     "AsyncTunnels",
     "Attachment",
     "AuthenticationError",
@@ -156,6 +160,8 @@ __all__ = [
     "SandboxPausedError",
     "SandlotError",
     "ScopeRequiredError",
+    "SecretInfo",
+    "Secrets",
     "ServerError",
     "StartError",
     "StdinClosedError",

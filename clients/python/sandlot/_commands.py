@@ -25,6 +25,7 @@ def command_body(
     cwd: str | None,
     user: str | None,
     process_id: str | None = None,
+    with_secrets: bool = True,
 ) -> dict[str, Any]:
     """Return what run and start share. The id is made here, so that a repeated call joins the process.
 
@@ -36,7 +37,12 @@ def command_body(
         body["shell"] = command
     else:
         body["argv"] = list(command)
-    given = {"env": dict(env) if env else None, "cwd": cwd, "user": user}
+    given = {
+        "env": dict(env) if env else None,
+        "cwd": cwd,
+        "user": user,
+        "with_secrets": None if with_secrets else False,
+    }
     return body | {name: value for name, value in given.items() if value is not None}
 
 

@@ -83,6 +83,32 @@ class FileEvent:
 
 
 @dataclass(frozen=True)
+class SecretInfo:
+    """A secret, without its value."""
+
+    name: str
+    version: int
+    env: bool
+    """Sandboxes may have it as a variable."""
+    hosts: list[str]
+    """Where it may be sent."""
+    raw: dict[str, Any] = field(repr=False)
+
+    @classmethod
+    def parse(cls, value: object) -> "SecretInfo":
+        """Read a secret. ProtocolError if it is none."""
+        raw = as_object(value)
+        hosts: object = raw.get("hosts")
+        return cls(
+            name=required(raw, "name"),
+            version=integer(raw, "version") or 0,
+            env=raw.get("env") is True,
+            hosts=[str(each) for each in cast("list[Any]", hosts)] if isinstance(hosts, list) else [],
+            raw=raw,
+        )
+
+
+@dataclass(frozen=True)
 class Tunnel:
     """A way from outside to a port of a sandbox."""
 

@@ -32,9 +32,24 @@ class Image:
     config: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     @classmethod
-    def from_registry(cls, reference: str, *, platform: str | None = None) -> "Image":
-        """Return the image of a reference: `[registry/]repository[:tag][@digest]`."""
-        given = {"reference": reference, "platform": platform}
+    def from_registry(
+        cls,
+        reference: str,
+        *,
+        platform: str | None = None,
+        username: str | None = None,
+        password_secret: str | None = None,
+    ) -> "Image":
+        """Return the image of a reference: `[registry/]repository[:tag][@digest]`.
+
+        `password_secret` names the secret that is the password of `username`; its `hosts` must cover the registry.
+        """
+        given = {
+            "reference": reference,
+            "platform": platform,
+            "username": username,
+            "password_secret": password_secret,
+        }
         return cls({"registry": {name: value for name, value in given.items() if value is not None}})
 
     @classmethod

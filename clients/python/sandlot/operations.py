@@ -52,6 +52,7 @@ OPERATIONS: Final = {
             "image",
             "use_image_entrypoint",
             "env",
+            "secret_env",
             "metadata",
             "user",
             "cwd",
@@ -81,6 +82,7 @@ OPERATIONS: Final = {
     "delete_image": Operation("DELETE", "/v1/images/{image_id}", (), (), ()),
     "delete_sandbox": Operation("DELETE", "/v1/sandboxes/{sandbox_id}", ("grace_seconds", "wait_seconds"), (), ()),
     "delete_sandboxes": Operation("POST", "/v1/sandboxes/delete", (), ("filter", "dry_run"), ("filter",)),
+    "delete_secret": Operation("DELETE", "/v1/secrets/{secret_name}", (), (), ()),
     "delete_tag": Operation("DELETE", "/v1/tags/{tag_name}", (), (), ()),
     "dial_port": Operation("GET", "/v1/sandboxes/{sandbox_id}/dial", ("port",), (), ()),
     "explain_egress": Operation(
@@ -108,6 +110,7 @@ OPERATIONS: Final = {
         (),
     ),
     "get_sandbox": Operation("GET", "/v1/sandboxes/{sandbox_id}", ("wait_seconds", "wait_for"), (), ()),
+    "get_secret": Operation("GET", "/v1/secrets/{secret_name}", (), (), ()),
     "get_tag": Operation("GET", "/v1/tags/{tag_name}", (), (), ()),
     "get_tunnel": Operation("GET", "/v1/sandboxes/{sandbox_id}/tunnels/{tunnel_id}", (), (), ()),
     "head_upload": Operation("HEAD", "/v1/uploads/{sha256}", (), (), ()),
@@ -133,6 +136,7 @@ OPERATIONS: Final = {
         (),
         (),
     ),
+    "list_secrets": Operation("GET", "/v1/secrets", ("limit", "cursor"), (), ()),
     "list_tags": Operation("GET", "/v1/tags", ("limit", "cursor"), (), ()),
     "list_tunnels": Operation("GET", "/v1/sandboxes/{sandbox_id}/tunnels", (), (), ()),
     "look_at_file": Operation("HEAD", "/v1/sandboxes/{sandbox_id}/files", ("path", "path_base64", "user"), (), ()),
@@ -175,6 +179,7 @@ OPERATIONS: Final = {
     "put_egress": Operation(
         "PUT", "/v1/sandboxes/{sandbox_id}/egress", (), ("mode", "allow", "deny", "limits"), ("mode",)
     ),
+    "put_secret": Operation("PUT", "/v1/secrets/{secret_name}", (), ("value", "value_base64", "env", "hosts"), ()),
     "put_tag": Operation("PUT", "/v1/tags/{tag_name}", (), ("image_id",), ("image_id",)),
     "put_upload": Operation("PUT", "/v1/uploads/{sha256}", ("offset", "total_bytes"), (), ()),
     "read_archive": Operation(
@@ -229,6 +234,7 @@ OPERATIONS: Final = {
         (
             "image",
             "env",
+            "secret_env",
             "metadata",
             "user",
             "cwd",

@@ -13,6 +13,7 @@ import httpx
 from sandlot import settings
 from sandlot._access import NodeAccess, Target
 from sandlot._async.images import AsyncImages
+from sandlot._async.secrets import AsyncSecrets
 from sandlot._async.websocket import AsyncWebSocket
 from sandlot._clock import async_sleep
 from sandlot._messages import Handshake, Messages
@@ -63,6 +64,11 @@ class AsyncClient:
     def images(self) -> AsyncImages:
         """The images of the key's project."""
         return AsyncImages(self)
+
+    @property
+    def secrets(self) -> AsyncSecrets:
+        """The secrets of the key's project."""
+        return AsyncSecrets(self)
 
     async def me(self) -> dict[str, Any]:
         """Return who the key belongs to, and the limits of this server."""

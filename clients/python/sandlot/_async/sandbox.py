@@ -106,10 +106,10 @@ class AsyncSandbox:
 
         `image` is a name, an id, a reference to a registry's, or an `Image`; one of those is made first, which
         `progress` is told of meanwhile. What is left out is the server's default; `timeout_seconds=None` asks for no
-        limit. `egress` is a mode such as `"blocked"` or `"open"`, or a whole policy. With a `name` and
-        `if_exists="return"` a live sandbox of that name is taken instead, and not ended with the block. A retry never
-        makes a second one. Raises SandboxEndedError if it ended before it ran, ApiError if it was refused, and
-        ImageFailedError if its `Image` could not be made.
+        limit. `secret_env` gives variables the values of secrets, by their names. `egress` is a mode such as
+        `"blocked"` or `"open"`, or a whole policy. With a `name` and `if_exists="return"` a live sandbox of that name
+        is taken instead, and not ended with the block. A retry never makes a second one. Raises SandboxEndedError if
+        it ended before it ran, ApiError if it was refused, and ImageFailedError if its `Image` could not be made.
         """
         given: dict[str, Any] = {
             "snapshot": snapshot,
@@ -321,6 +321,7 @@ class AsyncSandbox:
         wait_seconds: float | None = None,
         max_output_bytes: int | None = None,
         keep: str | None = None,
+        with_secrets: bool = True,
         on_stdout: Callable[[str], object] | None = None,
         on_stderr: Callable[[str], object] | None = None,
         check: bool = False,
@@ -330,10 +331,12 @@ class AsyncSandbox:
         A string is given to the sandbox's shell, a sequence is run as it is. A command that fails, is not found or
         runs out of time is a result, not an error, unless `check` asks for ProcessFailedError. With `wait_seconds` a
         result that is still `running` may come, whose `wait` goes on. `on_stdout` and `on_stderr` are called with
-        text as it comes, which survives broken connections.
+        text as it comes, which survives broken connections. Without `with_secrets` it does not see the sandbox's
+        `secret_env`.
         """
         is_streamed = on_stdout is not None or on_stderr is not None
-        body = command_body(command, env=env, cwd=cwd, user=user) | asked("timeout_seconds", timeout_seconds)
+        body = command_body(command, env=env, cwd=cwd, user=user, with_secrets=with_secrets)
+        body |= asked("timeout_seconds", timeout_seconds)
         is_large = input is not None and len(input) > _LARGEST_INPUT
         limits: dict[str, Any] = {"max_output_bytes": max_output_bytes, "keep": keep}
         if is_large:
@@ -367,6 +370,7 @@ class AsyncSandbox:
         tag: str | None = None,
         process_id: str | None = None,
         output: Mapping[str, Any] | None = None,
+        with_secrets: bool = True,
     ) -> AsyncProcess:
         """Start a command and return at once; `output`, `write_stdin`, `attach`, `wait` of the process do the rest.
 
@@ -374,7 +378,7 @@ class AsyncSandbox:
         kept: `{"mode": "block"}` makes it wait for its readers. With a `process_id` of your own (see `sandlot.ids`) a
         second call joins the process instead of starting it.
         """
-        body = command_body(command, env=env, cwd=cwd, user=user, process_id=process_id)
+        body = command_body(command, env=env, cwd=cwd, user=user, process_id=process_id, with_secrets=with_secrets)
         if tty is None:
             body["stdin"] = stdin
         given: dict[str, Any] = {

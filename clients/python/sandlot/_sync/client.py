@@ -17,6 +17,7 @@ from sandlot._clock import sleep
 from sandlot._messages import Handshake, Messages
 from sandlot._requests import Request, connect_hint, error_from, innermost, is_success, json_from
 from sandlot._sync.images import Images
+from sandlot._sync.secrets import Secrets
 from sandlot._sync.websocket import WebSocket
 from sandlot._version import __version__
 from sandlot.errors import ApiError, NotFoundError, ProtocolError, SandlotError, UnreachableError
@@ -64,6 +65,11 @@ class Client:
     def images(self) -> Images:
         """The images of the key's project."""
         return Images(self)
+
+    @property
+    def secrets(self) -> Secrets:
+        """The secrets of the key's project."""
+        return Secrets(self)
 
     def me(self) -> dict[str, Any]:
         """Return who the key belongs to, and the limits of this server."""

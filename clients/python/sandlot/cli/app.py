@@ -18,6 +18,7 @@ from sandlot.cli import (
     lifecycle,
     looking,
     running,
+    secrets,
     show,
     tunnels,
 )
@@ -60,6 +61,7 @@ app.add_typer(egress.app, name="egress")
 app.command(name="port-forward")(forwarding.port_forward)
 app.add_typer(tunnels.app, name="tunnel")
 app.add_typer(images.app, name="image")
+app.add_typer(secrets.app, name="secret")
 app.command()(account.login)
 app.command()(account.logout)
 app.command()(account.doctor)

@@ -24,6 +24,7 @@ def create(  # noqa: PLR0913 - one parameter for each option
     name: Annotated[str | None, typer.Option("--name", help="A name, unique among those running.")] = None,
     reuse: Annotated[bool, typer.Option("--reuse", help="Take the live one of that name, if there is one.")] = False,
     env: options.Env = None,
+    secret_env: options.SecretEnv = None,
     metadata: options.Metadata = None,
     user: options.User = None,
     cwd: options.Cwd = None,
@@ -43,6 +44,7 @@ def create(  # noqa: PLR0913 - one parameter for each option
     target = options.Target(
         which or image or "base",
         env=options.environment(env),
+        secret_env=secret_env,
         resources=Resources(cpus, memory_mib, disk_mib),
         user=user,
         cwd=cwd,

@@ -46,6 +46,10 @@ Command = Annotated[list[str], typer.Argument(metavar="-- COMMAND", help="The pr
 Env = Annotated[
     list[str] | None, typer.Option("--env", "-e", metavar="KEY[=VALUE]", help="A variable; without = from here.")
 ]
+SecretEnv = Annotated[
+    list[str] | None,
+    typer.Option("--secret-env", metavar="VAR=NAME", help="A variable that holds a secret of the project's."),
+]
 User = Annotated[str | None, typer.Option("--user", "-u", help="A user's name or uid[:gid] inside.")]
 Cwd = Annotated[str | None, typer.Option("--cwd", "-w", help="The working directory.")]
 Cpus = Annotated[float | None, typer.Option("--cpus", help="CPUs.")]
@@ -82,6 +86,7 @@ class Target:
         image: str,
         *,
         env: dict[str, str] | None = None,
+        secret_env: list[str] | None = None,
         resources: Resources,
         user: str | None = None,
         cwd: str | None = None,
@@ -94,6 +99,7 @@ class Target:
     ) -> None:
         self._image = image
         self._env = env
+        self._secret_env = dict(pair(text, "--secret-env") for text in secret_env or [])
         self._resources = resources
         self._user = user
         self._cwd = cwd
@@ -110,6 +116,7 @@ class Target:
             name=self._name,
             if_exists=self._if_exists,
             env=self._env,
+            secret_env=self._secret_env,
             metadata=self._metadata,
             user=self._user,
             cwd=self._cwd,

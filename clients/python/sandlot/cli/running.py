@@ -31,6 +31,7 @@ def run(  # noqa: PLR0913 - one parameter for each option
     tty: options.Tty = None,
     interactive: options.Interactive = False,  # noqa: ARG001 - for habit: input is passed on anyway
     env: options.Env = None,
+    secret_env: options.SecretEnv = None,
     user: options.User = None,
     cwd: options.Cwd = None,
     cpus: options.Cpus = None,
@@ -43,7 +44,7 @@ def run(  # noqa: PLR0913 - one parameter for each option
 ) -> None:
     """Run a command in a sandbox made for it, as if it ran here; the sandbox is gone afterwards."""
     resources = Resources(cpus, memory_mib, disk_mib)
-    target = options.Target(image, resources=resources, egress=egress, timeout=timeout)
+    target = options.Target(image, secret_env=secret_env, resources=resources, egress=egress, timeout=timeout)
     what = _command(command, env, user, cwd, tty=tty, detach_keys=detach_keys, as_json=as_json)
     code = do(lambda client: session.run_in_new(client, target.create, what), options.EXIT_PLATFORM, as_json=as_json)
     raise typer.Exit(code)
