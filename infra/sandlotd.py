@@ -14,6 +14,7 @@ from infra.doctor import report
 from infra.launcher import account, box, programs
 from infra.launcher.account import LauncherError
 from infra.launcher.certificates import issue
+from infra.launcher.supervisor import Program
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Sandlot on this machine.", pretty_exceptions_enable=False
@@ -41,7 +42,7 @@ def node() -> None:
     """Run the node agent alone, in the foreground (for a service manager)."""
     config = LauncherConfig()
     box.prepare(config)
-    _become(programs.node(config, os.environ).argv, config, home="/root")
+    _become(programs.node(config, os.environ))
 
 
 @app.command()
@@ -51,8 +52,8 @@ def api() -> None:
     if os.geteuid() == 0:
         account.ensure_directories(config, account.ensure_account(config.api_user))
         box.undo_restore(config)
-        _become(programs.api(config, os.environ).argv, config, home=str(config.api_data_dir))
-    _become((sys.executable, "-m", "api"), config, home=str(config.api_data_dir))
+        _become(programs.api(config, os.environ))
+    _become(programs.api(config, os.environ), (sys.executable, "-m", "api"))
 
 
 @app.command()
@@ -61,8 +62,8 @@ def gateway() -> None:
     config = LauncherConfig()
     if os.geteuid() == 0:
         account.ensure_directories(config, account.ensure_account(config.api_user))
-        _become(programs.gateway(config, os.environ).argv, config, home="/nonexistent")
-    _become((sys.executable, "-m", "tunnels.gateway"), config, home="/nonexistent")
+        _become(programs.gateway(config, os.environ))
+    _become(programs.gateway(config, os.environ), (sys.executable, "-m", "tunnels.gateway"))
 
 
 @app.command()
@@ -93,12 +94,16 @@ def version() -> None:
     print(package_version("sandlot-server"))
 
 
-def _become(argv: tuple[str, ...], config: LauncherConfig, *, home: str) -> None:
-    os.execve(argv[0], argv, programs.environment(os.environ, config, home=home))  # noqa: S606 - our own list
+def _become(program: Program, argv: tuple[str, ...] | None = None) -> None:
+    """Go on as a program; `argv` where there is no root to give up."""
+    argv = argv or program.argv
+    os.execve(argv[0], argv, program.env)  # noqa: S606 - our own list
 
 
 def main() -> None:
     """Run the command; an expected failure is a message with its fix and status 1."""
+    # The caller's might keep programs of other users out of directories made on the way, or let everybody in.
+    os.umask(0o022)
     try:
         app()
     except LauncherError as error:

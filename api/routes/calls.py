@@ -92,6 +92,13 @@ class Call:
             self.platform.secret, value, operation=operation, path=self.request.url.path, body=from_json(raw)
         )
 
+    async def recheck(self) -> None:
+        """Raise `unauthenticated` once what this call opened may go on no longer: its key is good no more."""
+        sources = self.platform.sources
+        await self.platform.callers.recheck(
+            self.platform.database, self.caller, now_us=sources.now_us(), monotonic=sources.monotonic()
+        )
+
     def if_match(self) -> frozenset[int] | None:
         """Return the generations `If-Match` allows; None: any."""
         value = self.request.headers.get("if-match")

@@ -36,4 +36,4 @@ async def pass_on(call: Call, sandbox_id: str, process_id: str | None = None) ->
     async def explain() -> ProblemError:
         return await sandboxes.data_plane_problem(platform, caller, sandbox_id)
 
-    return PassThrough(call.request, platform.nodes.session(address), explain)
+    return PassThrough(call, platform.nodes.session(address), explain)

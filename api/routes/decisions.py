@@ -80,7 +80,7 @@ async def list_decisions(
         return sandboxes.node_unreachable(sandbox)
 
     url = URL(f"http://node/node/v1/sandboxes/{sandbox.id}/decisions").with_query(target)
-    return Relay(call.request, platform.nodes.session(address), explain, url, (kind, renders[kind]))
+    return Relay(call, platform.nodes.session(address), explain, url, (kind, renders[kind]))
 
 
 def _shown(cursor: bytes, row: bytes) -> bytes:

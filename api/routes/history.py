@@ -113,4 +113,4 @@ def _relay(
         return sandboxes.node_unreachable(sandbox)
 
     url = URL(f"http://node/node/v1/sandboxes/{sandbox.id}/{name}").with_query(target)
-    return Relay(call.request, platform.nodes.session(address), explain, url, render)
+    return Relay(call, platform.nodes.session(address), explain, url, render)

@@ -231,7 +231,7 @@ async def read_image_log(call: Read, image_id: ImagePath) -> Response:
         {"after": str(after), "follow": "true" if follow else "false"}
     )
     render = as_server_events(after) if kind == EVENT_STREAM else as_lines
-    return Relay(call.request, platform.nodes.session(address), explain, target, (kind, render))
+    return Relay(call, platform.nodes.session(address), explain, target, (kind, render))
 
 
 @router.get(

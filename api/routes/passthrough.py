@@ -1,22 +1,22 @@
 """Data-plane calls: the node's answer, byte for byte, streaming both ways.
 
-A client that vanishes takes its call along.
+A client that vanishes takes its call along, and so does a key that is revoked.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import aclosing
 from types import TracebackType
 from typing import Any, Final
 
 import aiohttp
 from multidict import CIMultiDict
-from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 from yarl import URL
 
 from api.routes.answers import problem_answer
+from api.routes.calls import Call
 from api.services.node_client import REQUEST_ID
 from sandboxd.contract.problems import ProblemError
 
@@ -56,10 +56,20 @@ _TO_NODE: Final = frozenset(
 _NOT_TO_CLIENT: Final = _HOP_BY_HOP | {b"date", b"server"}
 _AUTOMATIC: Final = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
 _MOVED: Final = 421
+RECHECK_SECONDS: Final = 0.5
+"""How often it is asked whether a call that goes on may still do so."""
 
 
 class _ClientGoneError(Exception):
-    """The client closed its connection while it was sending."""
+    """The client closed its connection while it was sending, or while it was being answered."""
+
+
+class _RevokedError(Exception):
+    """The key behind the call is good no longer."""
+
+    def __init__(self, problem: ProblemError) -> None:
+        super().__init__(problem.code)
+        self.problem = problem
 
 
 class _Upload:
@@ -102,12 +112,16 @@ class _Upload:
 
 
 class _Presence:
-    """Raises _ClientGoneError inside when the client leaves; looks only at calls that take a while."""
+    """Ends what is inside when the client leaves, or may no longer be here; looks only at calls that take a while.
 
-    def __init__(self, upload: _Upload) -> None:
+    Raises _ClientGoneError, _RevokedError.
+    """
+
+    def __init__(self, upload: _Upload, recheck: Callable[[], Awaitable[None]]) -> None:
         self._upload = upload
+        self._recheck = recheck
         self._group = asyncio.TaskGroup()
-        self._watch: asyncio.Task[None] | None = None
+        self._watches: list[asyncio.Task[None]] = []
         self._handle: asyncio.TimerHandle | None = None
 
     async def __aenter__(self) -> None:
@@ -115,36 +129,45 @@ class _Presence:
         self._handle = asyncio.get_running_loop().call_later(_UNWATCHED_SECONDS, self._begin)
 
     def _begin(self) -> None:
-        self._watch = self._group.create_task(self._leave())
+        self._watches = [self._group.create_task(self._leave()), self._group.create_task(self._outlive())]
 
     async def _leave(self) -> None:
         await self._upload.gone()
         raise _ClientGoneError
+
+    async def _outlive(self) -> None:
+        while True:
+            await asyncio.sleep(RECHECK_SECONDS)
+            try:
+                await self._recheck()
+            except ProblemError as problem:
+                if problem.code == "unauthenticated":
+                    raise _RevokedError(problem) from problem
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._handle is not None:
             self._handle.cancel()
-        if self._watch is not None:
-            self._watch.cancel()
+        for watch in self._watches:
+            watch.cancel()
         try:
             await self._group.__aexit__(kind, error, trace)
         except BaseExceptionGroup as group:
-            _, others = group.split(_ClientGoneError)
+            _, others = group.split((_ClientGoneError, _RevokedError))
             if others is not None:
                 raise others from None
-            raise _ClientGoneError from None
+            raise group.exceptions[0] from None
 
 
 class PassThrough(Response):
     """Asks the node and answers what it answers."""
 
     def __init__(
-        self, request: Request, session: aiohttp.ClientSession, explain: Callable[[], Coroutine[Any, Any, ProblemError]]
+        self, call: Call, session: aiohttp.ClientSession, explain: Callable[[], Coroutine[Any, Any, ProblemError]]
     ) -> None:
         super().__init__()
-        self._request = request
+        self._call = call
         self._session = session
         self._explain = explain
         self._begun = False
@@ -153,10 +176,13 @@ class PassThrough(Response):
         upload = _Upload(receive, scope)
         try:
             data = await upload.data()
-            async with _Presence(upload):
+            async with _Presence(upload, self._call.recheck):
                 await self._exchange(data, scope, receive, send)
         except _ClientGoneError:
             return
+        except _RevokedError as revoked:
+            if not self._begun:
+                await problem_answer(self._call.request, revoked.problem)(scope, receive, send)
 
     async def _exchange(
         self, data: bytes | AsyncIterator[bytes] | None, scope: Scope, receive: Receive, send: Send
@@ -200,7 +226,7 @@ class PassThrough(Response):
             problem = await self._explain()
         except ProblemError as error:
             problem = error
-        await problem_answer(self._request, problem)(scope, receive, send)
+        await problem_answer(self._call.request, problem)(scope, receive, send)
 
 
 def _to_node(scope: Scope) -> CIMultiDict[str]:

@@ -4,10 +4,10 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, Final
 
 import aiohttp
-from starlette.requests import Request
 from starlette.types import Message, Scope, Send
 from yarl import URL
 
+from api.routes.calls import Call
 from api.routes.passthrough import PassThrough
 from api.services.history import LogCursors
 from api.services.node_client import REQUEST_ID
@@ -26,13 +26,13 @@ class Relay(PassThrough):
 
     def __init__(
         self,
-        request: Request,
+        call: Call,
         session: aiohttp.ClientSession,
         explain: Callable[[], Coroutine[Any, Any, ProblemError]],
         target: URL,
         render: tuple[str, Render] | None = None,
     ) -> None:
-        super().__init__(request, session, explain)
+        super().__init__(call, session, explain)
         self._target = target
         self._render = render
 

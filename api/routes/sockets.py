@@ -97,17 +97,13 @@ async def _pass_on(call: Call, sandbox_id: str, path: str, protocol: str, more: 
     platform, caller, request = call.platform, call.caller, call.request
     address = await sandboxes.data_plane_address(platform, caller, sandbox_id, wait_seconds=NOT_READY_SECONDS)
     headers = _handshake_headers(request, protocol) | more
-    credential = _credential(request)
 
     async def explain() -> ProblemError:
         return await sandboxes.data_plane_problem(platform, caller, sandbox_id)
 
-    async def recheck() -> None:
-        await call_of(request, credential)
-
     question = request.scope["query_string"].decode("ascii")
     target = f"/v1/sandboxes/{sandbox_id}/{path}" + (f"?{question}" if question else "")
-    return SocketAnswer(request, Handshake(address, target, headers), explain, recheck)
+    return SocketAnswer(request, Handshake(address, target, headers), explain, call.recheck)
 
 
 def _handshake_headers(request: Request, protocol: str) -> dict[str, str]:

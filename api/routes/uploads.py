@@ -28,7 +28,7 @@ class _ToUpload(PassThrough):
     """Passes a body through to the node's own call."""
 
     def __init__(self, call: Call, session: Any, explain: Any, target: str, query_string: bytes) -> None:
-        super().__init__(call.request, session, explain)
+        super().__init__(call, session, explain)
         self._target = target.encode()
         self._question = query_string
 

@@ -75,10 +75,21 @@ class Callers:
         if known is None or monotonic - known[0] > CACHE_SECONDS:
             known = (monotonic, await self._look_up(database, credential, now_us))
             self._remember(mark, known)
-        caller = known[1]
-        if caller.expires_at is not None and caller.expires_at <= now_us:
-            raise unauthenticated("expired", "The credential has expired.")
-        return caller
+        _require_unexpired(known[1], now_us)
+        return known[1]
+
+    async def recheck(self, database: Database, caller: Caller, *, now_us: int, monotonic: float) -> None:
+        """Raise `unauthenticated` once the key behind a caller is good no longer.
+
+        A token is checked when something is opened with it: that outlives the token, and ends with the token's key.
+        """
+        mark = caller.key_id.encode()
+        known = self._known.get(mark)
+        if known is None or monotonic - known[0] > CACHE_SECONDS:
+            holder = await database.read(store.key_by_id_any_project, caller.key_id)
+            known = (monotonic, _caller(_good(holder)))
+            self._remember(mark, known)
+        _require_unexpired(known[1], now_us)
 
     async def _look_up(self, database: Database, credential: str, now_us: int) -> Caller:
         if not looks_like_token(credential):
@@ -95,6 +106,11 @@ class Callers:
         self._known.move_to_end(mark)
         if len(self._known) > _CACHE_SIZE:
             self._known.popitem(last=False)
+
+
+def _require_unexpired(caller: Caller, now_us: int) -> None:
+    if caller.expires_at is not None and caller.expires_at <= now_us:
+        raise unauthenticated("expired", "The credential has expired.")
 
 
 async def _look_up(database: Database, credential: str) -> Caller:

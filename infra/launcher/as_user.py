@@ -5,6 +5,7 @@ import sys
 import threading
 from collections.abc import Mapping
 
+from api.config import Settings
 from infra.config import LauncherConfig
 from infra.launcher import programs
 
@@ -23,7 +24,7 @@ def run(
     child = [sys.executable, "-m", "infra.launcher.child", "--user", config.api_user, "--"]
     with subprocess.Popen(
         [*child, sys.executable, "-m", module, *arguments],
-        env=programs.environment(env, config, home=str(config.api_data_dir)),
+        env=programs.environment(env, config, home=str(config.api_data_dir), reads=Settings),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

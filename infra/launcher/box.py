@@ -20,6 +20,7 @@ from infra.launcher.account import LauncherError
 from infra.launcher.supervisor import Program, Reaper, Supervised
 from infra.launcher.told import UntoldError
 from infra.setup.places import REPOSITORY, base_image_path, guest_path
+from sandboxd.config import NodeConfig
 
 _READY_SECONDS: Final = 120
 _ASK_SECONDS: Final = 0.1
@@ -187,7 +188,7 @@ def _teardown(config: LauncherConfig, env: Mapping[str, str]) -> None:
     with log.open("wb") as output:
         done = subprocess.run(
             [sys.executable, "-m", "sandboxd", "down"],
-            env=programs.environment(env, config, home="/root"),
+            env=programs.environment(env, config, home="/root", reads=NodeConfig),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

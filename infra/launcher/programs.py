@@ -5,12 +5,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import aiohttp
+from pydantic_settings import BaseSettings
 
+from api.config import Settings
 from infra.config import LauncherConfig
 from infra.launcher import told
 from infra.launcher.rotation import Bounds
 from infra.launcher.supervisor import Program
 from infra.launcher.told import UntoldError
+from sandboxd.config import NodeConfig
+from tunnels.gateway.config import GatewayConfig
 
 _ANSWER_SECONDS = 2.0
 
@@ -24,7 +28,7 @@ def node(config: LauncherConfig, env: Mapping[str, str]) -> Program:
     return Program(
         name="node",
         argv=(*_child(), "--", sys.executable, "-m", "sandboxd"),
-        env=environment(env, config, home="/root"),
+        env=environment(env, config, home="/root", reads=NodeConfig),
         log=config.logs_dir / "node.log",
         ready=ready,
         log_bounds=_log_bounds(config),
@@ -45,7 +49,7 @@ def api(config: LauncherConfig, env: Mapping[str, str]) -> Program:
     return Program(
         name="api",
         argv=(*_child(), "--user", config.api_user, "--", sys.executable, "-m", "api"),
-        env=environment(env, config, home=str(config.api_data_dir)),
+        env=environment(env, config, home=str(config.api_data_dir), reads=Settings),
         log=config.logs_dir / "api.log",
         ready=ready,
         log_bounds=_log_bounds(config),
@@ -62,7 +66,7 @@ def gateway(config: LauncherConfig, env: Mapping[str, str]) -> Program:
     return Program(
         name="gateway",
         argv=(*_child(), "--user", config.gateway_user, "--", sys.executable, "-m", "tunnels.gateway"),
-        env=environment(env, config, home="/nonexistent"),
+        env=environment(env, config, home="/nonexistent", reads=GatewayConfig),
         log=config.logs_dir / "gateway.log",
         ready=ready,
         log_bounds=_log_bounds(config),
@@ -86,9 +90,15 @@ def _child() -> tuple[str, ...]:
     return (sys.executable, "-m", "infra.launcher.child")
 
 
-def environment(env: Mapping[str, str], config: LauncherConfig, *, home: str) -> dict[str, str]:
-    """Return what a program sees: its settings and what finding system programs needs, nothing else of the caller's."""
-    kept = {name: value for name, value in env.items() if name.startswith("SANDLOT_") or name in {"TZ", "TERM"}}
+def environment(
+    env: Mapping[str, str], config: LauncherConfig, *, home: str, reads: type[BaseSettings]
+) -> dict[str, str]:
+    """Return what a program sees: the settings it reads and what finding system programs needs.
+
+    Nothing else of the caller's: among the settings of the others, and of the client, there are credentials.
+    """
+    names = {f"SANDLOT_{field.upper()}" for field in reads.model_fields} | {"TZ", "TERM"}
+    kept = {name: value for name, value in env.items() if name in names}
     return kept | {
         "HOME": home,
         "LANG": "C.UTF-8",

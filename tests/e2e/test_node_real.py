@@ -35,6 +35,7 @@ class RealNode:
             "SANDLOT_RUN_DIR": str(self._directory / "run"),
             "SANDLOT_API_USER": "root",
             "SANDLOT_HEARTBEAT_SECONDS": "1",
+            "SANDLOT_BACKSTOP_MARGIN_SECONDS": "5",
         }
 
     async def start(self) -> None:
@@ -205,10 +206,21 @@ async def test_deadlines_hold(node: RealNode) -> None:
     assert (await node.ended(idle))["reason"] == "idle_timeout"
 
 
+def _has_processes(sandbox_id: str) -> bool:
+    found = False
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            found = found or sandbox_id.encode() in path.read_bytes()
+    return found
+
+
 async def test_the_guest_holds_the_deadline_while_the_agent_is_away(node: RealNode) -> None:
     sandbox_id = await node.create(timeout_seconds=3)
     await node.end(signal.SIGKILL)
-    await asyncio.sleep(3.5)  # the deadline passes; that it does is the condition
+    assert _has_processes(sandbox_id)
+    async with asyncio.timeout(120):
+        while _has_processes(sandbox_id):  # noqa: ASYNC110 - nobody else is there to tell
+            await asyncio.sleep(0.1)
     await node.start()
     assert (await node.ended(sandbox_id))["reason"] == "wall_timeout"
 

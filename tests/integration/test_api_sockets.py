@@ -12,11 +12,13 @@ from typing import Any
 import aiohttp
 import pytest
 
-from api.routes import socket_answer
+from api.routes import passthrough, socket_answer
+from api.services.identity import Callers
+from api.store import identity as identity_store
 from api_stand import Client, Stand, api, make_settings
 from fake_node import FakeNode
 from live_stand import StandSandbox, init_of
-from sandboxd.app import attach, dial
+from sandboxd.app import attach, dial, processes
 from sandboxd.app.bounds import Bounds
 from sandboxd.app.call import DataPlane
 from sandboxd.contract.frames import FrameKind
@@ -35,7 +37,7 @@ class Guests:
         self.leaving = Ending()
         self.held: defaultdict[str, StandSandbox] = defaultdict(lambda: StandSandbox(FakeGuest()))
         plane = DataPlane(self, lambda: datetime.now(UTC), os.urandom, Bounds(), self.leaving)
-        self.routes = [*attach.routes(plane), *dial.routes(plane)]
+        self.routes = [*attach.routes(plane), *dial.routes(plane), *processes.routes(plane)]
 
     @asynccontextmanager
     async def use(self, sandbox_id: str) -> AsyncGenerator[StandSandbox]:
@@ -249,6 +251,59 @@ async def test_a_credential_that_has_expired_is_no_more_attached(world: World, m
         assert await client.rest() == 4401
         await other.type(b"y")
         await other.until_text(b"y")
+
+
+async def test_an_attachment_outlives_its_token_and_ends_with_its_key(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(socket_answer, "_RECHECK_SECONDS", 0.02)
+    stand = world.stand
+    project = (await stand.root.call("GET", "/v1/me")).expect(200)["project"]["id"]
+    maker = stand.with_key(await stand.new_key(project=project))
+    path = f"/v1/sandboxes/{world.sandbox}/tokens"
+    token = (await maker.call("POST", path, {"scopes": ["processes"]})).expect(201)["token"]
+    checked: list[float] = []
+    recheck = Callers.recheck
+
+    async def counted(callers: Callers, *arguments: Any, **options: Any) -> None:
+        await recheck(callers, *arguments, **options)
+        checked.append(stand.clock.ahead_seconds)
+
+    monkeypatch.setattr(Callers, "recheck", counted)
+    async with world.attach(client=stand.with_key(token)) as client:
+        await client.type(b"x")
+        await client.until_text(b"x")
+        stand.clock.ahead_seconds = 86_400
+        assert (await stand.with_key(token).call("GET", "/v1/me")).status == 401
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while checked.count(86_400) < 3:  # noqa: ASYNC110 - it goes on by itself
+                await asyncio.sleep(0.01)
+        await client.type(b"y")
+        await client.until_text(b"y")
+        database = stand.platform.database
+        await database.write(identity_store.revoke_named, project, "test", stand.clock.now_us())
+        stand.clock.ahead_seconds += 2
+        assert await client.rest() == 4401
+
+
+async def test_a_followed_stream_ends_with_its_key(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(passthrough, "RECHECK_SECONDS", 0.02)
+    stand = world.stand
+    project = (await stand.root.call("GET", "/v1/me")).expect(200)["project"]["id"]
+    key = stand.with_key(await stand.new_key("processes", project=project))
+    url = f"{stand.url}/v1/sandboxes/{world.sandbox}/processes/{world.process}/output?follow=true"
+    headers = {"Accept": "application/x-ndjson"}
+    async with (
+        stand.session.get(url, headers=key.headers | headers) as revoked,
+        stand.session.get(url, headers=stand.root.headers | headers) as other,
+    ):
+        assert (revoked.status, other.status) == (200, 200)
+        await stand.platform.database.write(identity_store.revoke_named, project, "test", stand.clock.now_us())
+        stand.clock.ahead_seconds = 2
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            with pytest.raises(aiohttp.ClientPayloadError):
+                await revoked.content.read()
+        assert not other.content.at_eof()
 
 
 # --- bounds

@@ -129,6 +129,18 @@ def test_retry_after_is_heeded_and_a_long_one_is_handed_on() -> None:
     assert patience.next_delay(long, repeatable=True) is None
 
 
+def test_a_server_that_asks_for_no_pause_is_not_asked_without_one() -> None:
+    """What is at work is waited for by the clock, so each try must take some of it."""
+    policy = RetryPolicy(patience_seconds=1)
+    patience = Patience(policy)
+    busy = from_problem(409, {"code": "operation_in_progress", "retryable": True, "retry_after_seconds": 0})
+    delays: list[float | None] = []
+    while len(delays) < 1000 and (not delays or delays[-1] is not None):
+        delays.append(patience.next_delay(busy, repeatable=True))
+    assert delays[0] == policy.first_seconds
+    assert len(delays) < 10
+
+
 def test_retry_after_of_the_header_counts(api: StubApi, client: Client) -> None:
     api.faults.append(Fault("/me", 429, {"code": "rate_limited", "retryable": True}, {"Retry-After": "3600"}))
     with pytest.raises(RateLimitedError) as caught:

@@ -17,7 +17,8 @@ from aiohttp import web
 from pydantic import ValidationError
 
 from harness import Platform, eventually
-from infra.launcher import lock, supervisor, told
+from infra.config import LauncherConfig
+from infra.launcher import lock, programs, supervisor, told
 from infra.launcher.rotation import Bounds
 from infra.launcher.supervisor import Program, Reaper, Supervised
 from sandboxd.app.server import listen
@@ -283,3 +284,27 @@ def test_no_number_or_name_of_the_apis_reaches_the_node_agent_unchecked(path: st
     inner[last] = value
     with pytest.raises(ValidationError):
         EnsureSandbox.model_validate_json(json.dumps(body))
+
+
+def test_no_program_is_told_the_settings_of_another(tmp_path: Path) -> None:
+    """The gateway faces everybody; a database's password and a caller's own key are none of its business."""
+    env = {
+        "SANDLOT_API_KEY": "sandlot_" + "a" * 39,
+        "SANDLOT_DATABASE_URL": "postgresql://sandlot:secret@db/sandlot",
+        "SANDLOT_GATEWAY_DOMAIN": "boxes.example.com",
+        "SANDLOT_IMAGE_STORE": "s3://bucket",
+        "OTHER": "x",
+    }
+    config = LauncherConfig(data_dir=tmp_path)
+    told = {
+        each.name: each.env for each in (make(config, env) for make in (programs.node, programs.api, programs.gateway))
+    }
+    assert "SANDLOT_DATABASE_URL" in told["api"]
+    assert "SANDLOT_IMAGE_STORE" in told["node"]
+    assert told["gateway"]["SANDLOT_GATEWAY_DOMAIN"] == "boxes.example.com"
+    for name, strange in (
+        ("api", {"SANDLOT_IMAGE_STORE"}),
+        ("node", {"SANDLOT_DATABASE_URL"}),
+        ("gateway", {"SANDLOT_DATABASE_URL", "SANDLOT_IMAGE_STORE"}),
+    ):
+        assert not {*strange, "SANDLOT_API_KEY", "OTHER"} & set(told[name])

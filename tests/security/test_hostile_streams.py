@@ -215,10 +215,10 @@ async def test_a_flood_that_nobody_reads_is_not_taken_in(hostile: HostileGuest, 
     before = peak_kib()
     async with opened(sandbox, f"/processes/{PROCESS}/attach"):
         held = -1
-        while held != written:
+        while not written or held != written:
             held = written
             await asyncio.sleep(0.3)
-        assert 0 < written < 64 << 20
+        assert written < 64 << 20
     assert peak_kib() - before < MORE_MEMORY_KIB
 
 

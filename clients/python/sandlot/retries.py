@@ -93,7 +93,8 @@ class Patience:
     def _delay(self, error: SandlotError) -> float | None:
         asked = error.retry_after_seconds if isinstance(error, ApiError) else None
         if asked is not None:
-            return asked if asked <= self._policy.longest_retry_after_seconds else None
+            longest = self._policy.longest_retry_after_seconds
+            return max(asked, self._policy.first_seconds) if asked <= longest else None
         doublings = min(self._failures - 1, 30)
         pause = min(self._policy.first_seconds * 2**doublings, self._policy.longest_seconds)
         return pause * (1 - self._policy.spread() / 2)

@@ -69,6 +69,7 @@ from sandlot.document.sandboxes import (
     SandboxImage,
     SandboxList,
 )
+from sandlot.document.secrets import PutSecret, SecretList, SecretView
 from sandlot.document.service import CallerView, ErrorPage, Gateway, Me, Party, PublicKeys, Readiness, Status
 from sandlot.document.shared import (
     EgressLimits,
@@ -141,6 +142,7 @@ __all__ = [
     "ProcessList",
     "ProcessSpec",
     "PublicKeys",
+    "PutSecret",
     "PutTag",
     "Readiness",
     "RegistryImage",
@@ -158,6 +160,8 @@ __all__ = [
     "SandboxImage",
     "SandboxList",
     "SandboxSource",
+    "SecretList",
+    "SecretView",
     "ShownPolicy",
     "SignalSpec",
     "SnapshotSource",

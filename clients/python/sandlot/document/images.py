@@ -126,6 +126,8 @@ class ImageOverrides(TypedDict, total=False):
 class RegistryImage(TypedDict, total=False):
     reference: str
     platform: str
+    username: str | None
+    password_secret: str | None
 
 
 class SandboxSource(TypedDict, total=False):

@@ -23,6 +23,7 @@ class CreateSandbox(TypedDict, total=False):
     image: str
     use_image_entrypoint: bool
     env: dict[str, str]
+    secret_env: dict[str, str]
     metadata: dict[str, str]
     user: str | None
     cwd: str | None
@@ -134,6 +135,7 @@ class RunFile(TypedDict, total=False):
 class RunOnce(TypedDict, total=False):
     image: str
     env: dict[str, str]
+    secret_env: dict[str, str]
     metadata: dict[str, str]
     user: str | None
     cwd: str | None
