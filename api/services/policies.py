@@ -25,7 +25,7 @@ RuleText = Annotated[str, Field(max_length=MAX_RULE)]
 Bandwidth = Annotated[int, Field(ge=MIN_BANDWIDTH, le=MAX_BANDWIDTH)]
 
 
-INJECT_IS_SERVED: Final = False
+INJECT_IS_SERVED: Final = True
 """Whether policies may have `inject`. The one place: without it they are answered 501 `egress.inject`, and the document
 of the api does not show the field."""
 

@@ -177,7 +177,7 @@ OPERATIONS: Final = {
         "PATCH", "/v1/sandboxes/{sandbox_id}/tunnels/{tunnel_id}", (), ("visibility", "allow_cidrs"), ()
     ),
     "put_egress": Operation(
-        "PUT", "/v1/sandboxes/{sandbox_id}/egress", (), ("mode", "allow", "deny", "limits"), ("mode",)
+        "PUT", "/v1/sandboxes/{sandbox_id}/egress", (), ("mode", "allow", "deny", "inject", "limits"), ("mode",)
     ),
     "put_secret": Operation("PUT", "/v1/secrets/{secret_name}", (), ("value", "value_base64", "env", "hosts"), ()),
     "put_tag": Operation("PUT", "/v1/tags/{tag_name}", (), ("image_id",), ("image_id",)),

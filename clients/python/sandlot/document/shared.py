@@ -17,6 +17,13 @@ class Resources(TypedDict, total=False):
     max_processes: int
 
 
+class InjectRule(TypedDict, total=False):
+    host: str
+    header: str
+    value_from: dict[str, str]
+    format: str
+
+
 class Limits(TypedDict, total=False):
     connections: int
     new_connections_per_second: int
@@ -28,6 +35,7 @@ class EgressPolicy(TypedDict, total=False):
     mode: str
     allow: list[str]
     deny: list[str]
+    inject: list[InjectRule]
     limits: Limits
 
 
@@ -68,13 +76,6 @@ class FieldError(TypedDict, total=False):
 class GpuRequest(TypedDict, total=False):
     model: str
     count: int
-
-
-class InjectRule(TypedDict, total=False):
-    host: str
-    header: str
-    value_from: dict[str, str]
-    format: str
 
 
 class Problem(TypedDict, total=False):
