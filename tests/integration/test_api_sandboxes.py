@@ -84,7 +84,6 @@ async def test_a_compressed_body_is_refused(stand: Stand) -> None:
 @pytest.mark.parametrize(
     ("body", "feature"),
     [
-        ({"secret_env": {"A": "s"}}, "secret_env"),
         ({"on_timeout": "pause"}, "on_timeout.pause"),
         ({"on_idle": "pause"}, "on_idle.pause"),
         ({"auto_resume": True}, "auto_resume"),
