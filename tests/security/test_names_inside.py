@@ -32,10 +32,10 @@ except OSError as error:
 
 
 @contextlib.contextmanager
-def answering(zone: Zone) -> Generator[None]:
+def answering(zone: Zone, address: str = DNS_ADDRESS) -> Generator[None]:
     """Be the resolver of this host for a node that is told so."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as end:
-        end.bind((DNS_ADDRESS, 53))
+        end.bind((address, 53))
         end.settimeout(0.1)
         over = threading.Event()
 
