@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Any, Final
 
-from api.errors import NotImplementedProblem
 from api.services import sandboxes, secrets
 from api.services.identity import Caller
 from api.services.node_client import NodeProblemError, NodeUnreachableError
@@ -53,8 +52,6 @@ async def put(
     Recorded first: should this program end in between, its next start has the node make it true. Raises
     `egress_not_applied` where the node could not; then the sandbox reaches nothing until a change succeeds.
     """
-    if feature := policy.later_feature():
-        raise NotImplementedProblem(feature)
     spec = policy.spec()
     secrets.require_for_policy(caller, spec)
     sandbox = await sandboxes.changeable(platform, caller, sandbox_id)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from netpolicy.policy import (
     MAX_BANDWIDTH,
@@ -23,16 +23,6 @@ from sandboxd.contract.validation import MAX_ERRORS, pointer
 
 RuleText = Annotated[str, Field(max_length=MAX_RULE)]
 Bandwidth = Annotated[int, Field(ge=MIN_BANDWIDTH, le=MAX_BANDWIDTH)]
-
-
-INJECT_IS_SERVED: Final = True
-"""Whether policies may have `inject`. The one place: without it they are answered 501 `egress.inject`, and the document
-of the api does not show the field."""
-
-
-def _later(schema: dict[str, Any]) -> None:
-    if not INJECT_IS_SERVED:
-        schema["properties"].pop("inject", None)
 
 
 class InjectRule(Strict):
@@ -61,7 +51,6 @@ class EgressPolicy(Strict):
     for the names below. Deny beats allow. A name without a port means TCP 80 and 443.
     """
 
-    model_config = ConfigDict(json_schema_extra=_later)
     mode: Literal["open", "blocked", "allowlist"]
     allow: list[RuleText] = Field(default_factory=list, max_length=MAX_RULES)
     """With mode `allowlist` only."""
@@ -69,10 +58,6 @@ class EgressPolicy(Strict):
     """Not with mode `blocked`."""
     inject: list[InjectRule] = Field(default_factory=list[InjectRule], max_length=MAX_INJECTS)
     limits: Limits = Limits()
-
-    def later_feature(self) -> str | None:
-        """Return the name of what this version does not offer, if it is asked for."""
-        return "egress.inject" if self.inject and not INJECT_IS_SERVED else None
 
     def spec(self, *, at: tuple[str, ...] = (), generation: int = 1) -> EgressSpec:
         """Return it in canonical form; `invalid_policy` names every rule that is none. `at`: where it stands."""

@@ -135,8 +135,7 @@ class SandboxRequest(Strict):
             "auto_resume": self.auto_resume,
             "gpu": self.resources.gpu is not None,
         }
-        feature = next((name for name, is_asked in asked.items() if is_asked), None)
-        return feature or (self.egress.later_feature() if self.egress else None)
+        return next((name for name, is_asked in asked.items() if is_asked), None)
 
     def egress_spec(self, defaults: dict[str, Any]) -> EgressSpec:
         """Return the policy asked for, else the project's; `invalid_policy` where it is none."""

@@ -1,5 +1,6 @@
 """What of the images is needed, as the api on this box knows it; and what of this node's own nobody needs any more."""
 
+import os
 import time
 from collections.abc import Iterable
 from contextlib import suppress
@@ -7,34 +8,44 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from sqlalchemy.exc import SQLAlchemyError
+from pydantic import TypeAdapter, ValidationError
 
 from api.config import Settings
-from api.store.db import make_engine
-from api.store.image_roots import ImageRoots, roots_any_project
 from infra.config import LauncherConfig
+from infra.launcher import as_user
 from infra.launcher.account import LauncherError
+from infra.launcher.as_user import CommandFailedError
 from sandboxd.builds.cache import KEPT_SECONDS
 from sandboxd.images.store import ImageInUseError, ImageStore, Record
 from sandboxd.ledger.reading import images_in_use
 
 _FIX: Final = "start Sandlot once, so that its database is of this release, then run the same again"
+_MOST_SAID: Final = 64 << 20
+_SECONDS: Final = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRoots:
+    """What the api's database knows to be needed."""
+
+    digests: frozenset[str]
+    unsettled: bool
+    """Something is being made: what comes of it is not known there yet."""
+
+
+_ROOTS: Final = TypeAdapter(ImageRoots)
 
 
 def roots_of_api(config: LauncherConfig) -> ImageRoots | None:
-    """Read what the api knows to be needed; None where the api is not on this box. LauncherError."""
+    """Ask what the api knows to be needed; None where the api is not on this box. LauncherError."""
     settings = Settings.model_validate({"data_dir": config.data_dir})
-    if settings.database_url is None and not (settings.private_dir / "api.db").exists():
+    if settings.database_url is None and not os.path.lexists(settings.private_dir / "api.db"):
         return None
     try:
-        engine = make_engine(settings.store_url)
-        try:
-            with engine.connect() as connection:
-                return roots_any_project(connection)
-        finally:
-            engine.dispose()
-    except SQLAlchemyError as error:
-        raise LauncherError(f"the api's database cannot be read: {error}", _FIX) from error
+        said = as_user.run(config, os.environ, "infra.needed_images", most_bytes=_MOST_SAID, seconds=_SECONDS)
+        return _ROOTS.validate_json(said)
+    except (CommandFailedError, ValidationError) as error:
+        raise LauncherError(f"the api's database cannot be read: {error}", _FIX) from None
 
 
 @dataclass(slots=True)

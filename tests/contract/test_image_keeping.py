@@ -7,10 +7,9 @@ from pathlib import Path
 
 from test_filling import Node, content
 
-from api.store.image_roots import ImageRoots
 from image_kit import files_tar
 from infra.config import LauncherConfig
-from infra.launcher.image_roots import forget
+from infra.launcher.image_roots import ImageRoots, forget
 from packs_kit import MemoryBlobs
 from sandboxd.images.base import ImageConfig
 from sandboxd.images.stored_sizes import StoredSizes

@@ -111,13 +111,6 @@ async def test_what_is_no_policy_is_refused_in_every_place(
     assert stand.node.egress_puts == []
 
 
-async def test_secrets_in_requests_come_later(stand: Stand) -> None:
-    sandbox = await stand.root.create()
-    inject = [{"host": "a.example", "header": "x", "value_from": {"secret": "s"}}]
-    problem = (await stand.root.call("PUT", path(sandbox), {"mode": "open", "inject": inject})).expect(501)
-    assert problem["reason"] == "egress.inject"
-
-
 async def test_what_could_not_be_applied_is_closed_until_it_is(stand: Stand) -> None:
     sandbox = await stand.root.create(egress={"mode": "open"})
     stand.node.switch.close_egress = 1

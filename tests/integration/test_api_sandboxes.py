@@ -87,15 +87,6 @@ async def test_a_compressed_body_is_refused(stand: Stand) -> None:
         ({"on_timeout": "pause"}, "on_timeout.pause"),
         ({"on_idle": "pause"}, "on_idle.pause"),
         ({"auto_resume": True}, "auto_resume"),
-        (
-            {
-                "egress": {
-                    "mode": "open",
-                    "inject": [{"host": "a.example", "header": "x", "value_from": {"secret": "s"}}],
-                }
-            },
-            "egress.inject",
-        ),
         ({"resources": {"gpu": {"model": "x"}}}, "gpu"),
         ({"snapshot": "snp"}, "snapshot"),
     ],

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from api.services import policies
 from api_stand import Stand, api, until
 
 VALUE = "correct horse battery staple"
@@ -17,11 +16,6 @@ VALUE = "correct horse battery staple"
 async def stand(tmp_path: Path) -> AsyncGenerator[Stand]:
     async with api(tmp_path) as running:
         yield running
-
-
-@pytest.fixture
-def inject(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(policies, "INJECT_IS_SERVED", True)
 
 
 async def put(stand: Stand, name: str = "TOKEN", status: int = 201, **body: Any) -> Any:
@@ -168,7 +162,7 @@ async def test_variables_are_bounded_together(stand: Stand) -> None:
     assert refused["errors"][0]["path"] == "/secret_env"
 
 
-async def test_secrets_need_their_own_scope(stand: Stand, inject: None) -> None:
+async def test_secrets_need_their_own_scope(stand: Stand) -> None:
     await put(stand, env=True, hosts=["*.example.com"])
     sandbox = await stand.root.create()
     client = stand.with_key(await stand.new_key("sandboxes", "egress", project=await project(stand)))
@@ -186,7 +180,7 @@ async def test_secrets_need_their_own_scope(stand: Stand, inject: None) -> None:
     (await reader.call("PUT", "/v1/secrets/TOKEN", {"value": "x"})).expect(403)
 
 
-async def test_another_projects_secret_does_not_exist(stand: Stand, inject: None) -> None:
+async def test_another_projects_secret_does_not_exist(stand: Stand) -> None:
     await put(stand, env=True, hosts=["api.example.com"])
     stranger = stand.with_key(await stand.new_key())
     assert (await stranger.call("GET", "/v1/secrets")).expect(200)["items"] == []
@@ -200,15 +194,7 @@ async def test_another_projects_secret_does_not_exist(stand: Stand, inject: None
 # inject
 
 
-async def test_without_the_gate_nothing_is_injected(stand: Stand) -> None:
-    await put(stand, hosts=["api.example.com"])
-    if policies.INJECT_IS_SERVED:
-        pytest.skip("this version serves it")
-    problem = (await stand.root.call("POST", "/v1/sandboxes", {"egress": injecting()})).expect(501)
-    assert problem["reason"] == "egress.inject"
-
-
-async def test_a_create_gives_its_node_what_the_policy_injects(stand: Stand, inject: None) -> None:
+async def test_a_create_gives_its_node_what_the_policy_injects(stand: Stand) -> None:
     await put(stand, hosts=["*.example.com"])
     sandbox = await stand.root.create(egress=injecting())
     given = stand.node.sandboxes[sandbox["id"]].ensure.credentials
@@ -228,7 +214,7 @@ def subject_of(pem: str) -> str:
     return x509.load_pem_x509_certificate(pem.encode()).subject.rfc4514_string()
 
 
-async def test_a_secret_goes_only_to_its_hosts(stand: Stand, inject: None) -> None:
+async def test_a_secret_goes_only_to_its_hosts(stand: Stand) -> None:
     await put(stand, hosts=["api.example.com", "*.example.org"])
     for host in ("example.com", "b.api.example.com", "example.org", "api.example.net"):
         refused = (await stand.root.call("POST", "/v1/sandboxes", {"egress": injecting(host)})).expect(422)
@@ -238,7 +224,7 @@ async def test_a_secret_goes_only_to_its_hosts(stand: Stand, inject: None) -> No
     await stand.root.create(egress=injecting("deep.in.example.org"))
 
 
-async def test_a_policy_put_gives_its_node_credentials(stand: Stand, inject: None) -> None:
+async def test_a_policy_put_gives_its_node_credentials(stand: Stand) -> None:
     await put(stand, hosts=["api.example.com"])
     sandbox = await stand.root.create()
     path = f"/v1/sandboxes/{sandbox['id']}/egress"
@@ -257,7 +243,7 @@ def values(stand: Stand) -> Any:
     return None if given is None else dict(given.credentials().values)
 
 
-async def test_a_new_value_reaches_live_sandboxes(stand: Stand, inject: None) -> None:
+async def test_a_new_value_reaches_live_sandboxes(stand: Stand) -> None:
     await put(stand, hosts=["api.example.com"])
     sandbox = await stand.root.create(egress=injecting())
     other = await stand.root.create()
@@ -269,7 +255,7 @@ async def test_a_new_value_reaches_live_sandboxes(stand: Stand, inject: None) ->
     assert (await stand.root.call("GET", f"/v1/sandboxes/{other['id']}/egress")).expect(200)["generation"] == 1
 
 
-async def test_a_host_that_is_taken_away_gets_nothing_more(stand: Stand, inject: None) -> None:
+async def test_a_host_that_is_taken_away_gets_nothing_more(stand: Stand) -> None:
     await put(stand, hosts=["api.example.com"])
     await stand.root.create(egress=injecting())
     await put(stand, status=200, hosts=["other.example.com"])
@@ -277,7 +263,7 @@ async def test_a_host_that_is_taken_away_gets_nothing_more(stand: Stand, inject:
     assert values(stand) == {}
 
 
-async def test_a_node_that_lacks_credentials_is_told_again(stand: Stand, inject: None) -> None:
+async def test_a_node_that_lacks_credentials_is_told_again(stand: Stand) -> None:
     await put(stand, hosts=["api.example.com"])
     sandbox = await stand.root.create(egress=injecting())
     held = stand.node.sandboxes[sandbox["id"]]

@@ -16,7 +16,6 @@ from typing import Any, Final
 import pytest
 from test_names_inside import answering, decisions, programs, run
 
-from api.services.policies import INJECT_IS_SERVED
 from harness import Platform
 from injection_kit import Authority, authority
 from names_kit import Zone
@@ -265,7 +264,6 @@ def test_what_closes_it_and_opens_it_again(scene: Scene) -> None:
     assert scene.other.got == []
 
 
-@pytest.mark.skipif(not INJECT_IS_SERVED, reason="policies may not have inject")
 def test_from_a_secret_to_a_request_and_through_a_restart(scene: Scene) -> None:
     platform = scene.platform
     answer = platform.http.put("/v1/secrets/token", json={"value": NEEDLE, "hosts": ["api.test"]})
