@@ -4,7 +4,8 @@ import asyncio
 import contextlib
 import socket
 import struct
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+import threading
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any
@@ -47,6 +48,31 @@ class Zone:
         code = dns.NO_ERROR if count else dns.NO_SUCH_NAME
         head = struct.pack(">6H", question.number, 0x8180 | code, 1, count, 0, 0)
         return head + question.wire + records
+
+
+@contextlib.contextmanager
+def answering(zone: Zone, address: str) -> Generator[None]:
+    """Be the resolver of this host for a node that is told so."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as end:
+        end.bind((address, 53))
+        end.settimeout(0.1)
+        over = threading.Event()
+
+        def serve() -> None:
+            while not over.is_set():
+                with contextlib.suppress(TimeoutError):
+                    query, peer = end.recvfrom(4096)
+                    answer = zone.answer(query)
+                    if answer is not None:
+                        end.sendto(answer, peer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
 
 
 def wire_name(name: str) -> bytes:

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from test_names_inside import answering, decisions, programs, run
+from test_names_inside import decisions, programs, run
 
 from harness import Platform
 from injection_kit import Authority, authority
-from names_kit import Zone
+from names_kit import Zone, answering
 from network_world import World
 from outside_kit import Outside
 from sandboxd.hooks.trust import AUTHORITY_FILE, VARIABLES

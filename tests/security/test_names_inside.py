@@ -4,8 +4,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
-import threading
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any, Final
@@ -13,7 +11,7 @@ from typing import Any, Final
 import pytest
 
 from harness import Platform, eventually
-from names_kit import Zone
+from names_kit import Zone, answering
 from outside_kit import Outside
 
 PORTS: Final = (80, 443, 5432, 22)
@@ -31,31 +29,6 @@ except OSError as error:
 """
 
 
-@contextlib.contextmanager
-def answering(zone: Zone, address: str = DNS_ADDRESS) -> Generator[None]:
-    """Be the resolver of this host for a node that is told so."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as end:
-        end.bind((address, 53))
-        end.settimeout(0.1)
-        over = threading.Event()
-
-        def serve() -> None:
-            while not over.is_set():
-                with contextlib.suppress(TimeoutError):
-                    query, peer = end.recvfrom(4096)
-                    answer = zone.answer(query)
-                    if answer is not None:
-                        end.sendto(answer, peer)
-
-        thread = threading.Thread(target=serve)
-        thread.start()
-        try:
-            yield
-        finally:
-            over.set()
-            thread.join()
-
-
 @pytest.fixture
 def outside(tmp_path: Path) -> Generator[Outside]:
     made = Outside(tmp_path)
@@ -67,7 +40,7 @@ def outside(tmp_path: Path) -> Generator[Outside]:
 def zone(outside: Outside) -> Generator[Zone]:
     names = {"pkg.test": [outside.one], "a.cdn.test": [outside.one], "evil.test": [outside.other]}
     made = Zone(names=names | {"db.test": [outside.other], "metadata.test": ["169.254.169.254"]})
-    with answering(made):
+    with answering(made, DNS_ADDRESS):
         yield made
 
 
