@@ -6,6 +6,7 @@ stretch of an image is a stretch of a frame. Small units share a frame of some 2
 
 import hashlib
 import struct
+import threading
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -34,6 +35,9 @@ _COUNTS: Final = struct.Struct("<II")
 _FRAME: Final = struct.Struct("<QII32s")
 _UNIT: Final = struct.Struct("<32sIII")
 _MOST_INDEX_BYTES: Final = 64 * 1024 * 1024
+
+_of_thread = threading.local()
+"""Its `decompressor` is used again: each has some 100 KiB to make."""
 
 
 class DamagedError(Exception):
@@ -65,7 +69,9 @@ def inflate(data: bytes | memoryview, limit: int) -> bytes:
         # The library makes room for what the data says it becomes, whatever limit it is given.
         if not 0 <= zstandard.frame_content_size(data) <= limit:
             raise DamagedError("what was compressed says that it is larger than it can be")
-        return zstandard.ZstdDecompressor().decompress(data, max_output_size=limit)
+        if not hasattr(_of_thread, "decompressor"):
+            _of_thread.decompressor = zstandard.ZstdDecompressor()
+        return _of_thread.decompressor.decompress(data, max_output_size=limit)
     except (zstandard.ZstdError, MemoryError) as error:
         raise DamagedError("what was compressed is damaged") from error
 

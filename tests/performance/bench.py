@@ -403,6 +403,7 @@ BENCHMARKS: dict[str, Callable[[Platform, RawBox], Awaitable[list[Row]]]] = {
     "api_overhead": api_overhead,
     "idle": idle,
     "images": images,
+    "imports": lambda platform, raw: importlib.import_module("imports").imports(platform, raw),
     "packs": lambda platform, raw: importlib.import_module("packs").packs(platform, raw),
     "imageapi": lambda platform, raw: importlib.import_module("imageapi").imageapi(platform, raw),
     **pool.benchmarks(client),

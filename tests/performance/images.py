@@ -36,7 +36,7 @@ def _measure() -> list[Row]:
         home = Path(scratch)
         rows: list[Row] = []
         plain = home / "layer.tar"
-        _write(plain, _some_gib())
+        write(plain, some_gib())
         subprocess.run(["gzip", "-1", "--keep", str(plain)], check=True)
         for source, what in ((plain, "tar"), (home / "layer.tar.gz", "tar.gz")):
             ours: list[float] = []
@@ -54,7 +54,7 @@ def _measure() -> list[Row]:
                 Row(name=f"{name}: peak memory", unit="MiB", value=memory),
             ]
         tiny = home / "tiny.tar"
-        _write(tiny, ((f"d{number // 1000:04}/f{number:07}", b"%08d" % number) for number in range(TINY)))
+        write(tiny, ((f"d{number // 1000:04}/f{number:07}", b"%08d" % number) for number in range(TINY)))
         seconds, memory = _ours(home, tiny)
         name = f"image of {TINY} tiny files"
         return [
@@ -85,7 +85,7 @@ def _theirs(home: Path, source: Path) -> float:
     return taken
 
 
-def _some_gib() -> Iterator[tuple[str, bytes]]:
+def some_gib() -> Iterator[tuple[str, bytes]]:
     """Sizes as root file systems have them: most files tiny, most bytes in a few; half of it noise, half of it text."""
     left = BYTES
     for number in range(FILES):
@@ -96,7 +96,7 @@ def _some_gib() -> Iterator[tuple[str, bytes]]:
         yield f"usr/lib/{number // 40}/{number}", noise + (b"text of %d\n" % number) * ((size - len(noise)) // 10)
 
 
-def _write(path: Path, files: Iterator[tuple[str, bytes]]) -> None:
+def write(path: Path, files: Iterator[tuple[str, bytes]]) -> None:
     with path.open("wb", buffering=_PIECE) as out:
         for name, data in files:
             info = tarfile.TarInfo(name)
