@@ -102,8 +102,9 @@ class Manager:
         self._node_key = node_key
         self._random_bytes = random_bytes
         self._line = Line(max_starts)
-        self._claims = asyncio.Semaphore(MAX_CLAIMS)
-        self.pool = Pool(self.tools, admission, pool, line=self._line, new_parts=self._parts_of_nobody)
+        self._claims = Line(MAX_CLAIMS)
+        lines = (self._line, self._claims)
+        self.pool = Pool(self.tools, admission, pool, lines=lines, new_parts=self._parts_of_nobody)
         self._exit_seconds = exit_seconds
         self._group: asyncio.TaskGroup | None = None
         self._tasks: set[asyncio.Task[None]] = set()

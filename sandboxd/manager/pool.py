@@ -6,7 +6,7 @@ writes the row first.
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -72,14 +72,14 @@ class Pool:
         admission: Admission,
         plan: PoolPlan,
         *,
-        line: Line,
+        lines: Sequence[Line],
         new_parts: Callable[[ReadyKey], Parts],
     ) -> None:
-        """`line`: while anybody is in it, nothing is booted. `new_parts`: of a handle and a token of their own."""
+        """`lines`: while anybody is in one, nothing is booted. `new_parts`: of a handle and a token of their own."""
         self._tools = tools
         self._admission = admission
         self._plan = plan
-        self._line = line
+        self._lines = lines
         self._new_parts = new_parts
         self._spawn: Spawn | None = None
         self._demand = Demand()
@@ -190,11 +190,11 @@ class Pool:
         while not self._closed:
             self._news.clear()
             try:
-                if self._look() is not None and self._line.empty.is_set():
+                if self._look() is not None and self._is_way_free():
                     # Whoever has just come for one has the processors first.
                     await self._pass(self._pause())
                     key = self._look()
-                    if key is not None and self._line.empty.is_set() and not self._closed:
+                    if key is not None and self._is_way_free() and not self._closed:
                         self._failed = 0 if await self._boot(key) else self._failed + 1
                     continue
             except Exception:  # noqa: BLE001 - a fault here must not leave the node without a pool
@@ -296,9 +296,13 @@ class Pool:
         self._news.clear()
         await self._news.wait()
 
+    def _is_way_free(self) -> bool:
+        return all(line.empty.is_set() for line in self._lines)
+
     async def _way_free(self) -> None:
-        """Wait until no cold start is under way any more; for ever, if none is."""
-        await (asyncio.Event() if self._line.empty.is_set() else self._line.empty).wait()
+        """Wait until somebody's way is over, of a start or of a claim; for ever, if nobody is on any."""
+        taken = [line.empty for line in self._lines if not line.empty.is_set()]
+        await (taken[0] if taken else asyncio.Event()).wait()
 
     @staticmethod
     async def _until_one_of(*works: Coroutine[Any, Any, object]) -> None:

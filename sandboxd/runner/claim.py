@@ -11,6 +11,7 @@ from sandboxd.contract.problems import ProblemError
 from sandboxd.hooks.base import Parts
 from sandboxd.ledger.base import Phase
 from sandboxd.runner.life import Life
+from sandboxd.runner.line import Line
 from sandboxd.runner.tools import Tools
 
 _log = structlog.get_logger(__name__)
@@ -29,7 +30,7 @@ class Cold:
 
     nonce: str
     parts: Parts
-    turn: asyncio.Semaphore
+    turn: Line
     """Many claims at once only make each slower; the time one may take begins with its turn."""
     discard: Callable[[Parts], None]
     """Takes over what was claimed: somebody's name is on it, so it is nobody else's any more."""

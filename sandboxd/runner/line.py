@@ -1,4 +1,4 @@
-"""The line in which cold starts wait for their turn."""
+"""The lines in which cold starts, and claims, wait for their turn."""
 
 import asyncio
 

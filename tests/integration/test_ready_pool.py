@@ -382,6 +382,21 @@ async def test_a_hundred_at_once_all_start_and_the_pool_waits_for_them(world: Wo
         await filled(opened, 4)
 
 
+async def test_the_pool_waits_for_claims(world: World) -> None:
+    async with node(world) as opened:
+        await filled(opened)
+        boots = report_of(opened).boots
+        world.points.at("claim.written", "hang")
+        create = asyncio.ensure_future(opened.create())
+        await world.points.hanging.wait()
+        await world.clock.pass_by(3)
+        assert report_of(opened).boots == boots
+        claiming = next(each for each in opened.manager.runners.values() if each.life.state is SandboxState.STARTING)
+        claiming.stop(SandboxReason.REQUESTED, grace_seconds=0)
+        await asyncio.gather(create, return_exceptions=True)
+        await filled(opened)
+
+
 async def test_leaving_buries_the_pool_and_keeps_what_was_claimed(world: World) -> None:
     async with node(world) as opened:
         await filled(opened)
