@@ -13,16 +13,23 @@ _PATTERNS: Final = (
     re.compile(r"e2b_[0-9a-f]{20,}"),
     re.compile(r"(?i)(?<=bearer )[\w.~+/=-]+"),
     re.compile(r"eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]*"),
-    re.compile(r"(?<=://)[^\s/@:]+:[^\s/@]+(?=@)"),
+    re.compile(r"(?<=://)[^\s/@:]*:[^\s/@]+(?=@)"),
     re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*PRIVATE KEY-----|$)"),
 )
 _NAMED: Final = re.compile(
     r"(?i)\b([\w-]*(?:password|passwd|secret|token|api[_-]?key|credential|nonce|authorization)[\w-]*)"
-    r"(\"?\s*[=:]\s*\"?)(?!\[removed\])([^\s\",;}]+)"
+    r"(\"?\s*[=:]\s*)(?!\"?\[removed\])(\"(?:[^\"\\]|\\.)*\"|\"?(?:(?:basic|bearer|digest)\s+)?[^\s\",;}]+)"
 )
 _FIELDS: Final = re.compile(
     r"(?i)^(env|secret_env|labels|metadata|nonce|files|input|stdin)$|password|secret|token|key$|hash"
 )
+
+
+def _without_value(found: re.Match[str]) -> str:
+    """Return a name without its value, which may be quoted: then it is so still."""
+    quote = '"' if found[3].startswith('"') else ""
+    end = quote if found[3].endswith('"') and len(found[3]) > 1 else ""
+    return f"{found[1]}{found[2]}{quote}{REMOVED}{end}"
 
 
 class Scrubber:
@@ -38,7 +45,7 @@ class Scrubber:
             text = self._known.sub(REMOVED, text)
         for pattern in _PATTERNS:
             text = pattern.sub(REMOVED, text)
-        return _NAMED.sub(lambda found: f"{found[1]}{found[2]}{REMOVED}", text)
+        return _NAMED.sub(_without_value, text)
 
     def document(self, value: Any) -> Any:
         """Return a JSON value without them; of what a caller fills as it likes, the names stay."""

@@ -27,7 +27,12 @@ def test_no_secret_passes(secret: str, around: str) -> None:
     ("text", "secret"),
     [
         ("Authorization: Bearer abc.def-ghi", "abc.def-ghi"),
+        ("Authorization: Basic dXNlcjpodW50ZXIy", "dXNlcjpodW50ZXIy"),
+        ('{"authorization": "Basic dXNlcjpodW50ZXIy"}', "dXNlcjpodW50ZXIy"),
         ("postgresql://user:hunter2@host/db", "hunter2"),
+        ("redis://:hunter2@host/0", "hunter2"),
+        ("password='hunter2'", "hunter2"),
+        ('password: "with hunter2 inside"', "hunter2"),
         ("DB_PASSWORD=hunter2 started", "hunter2"),
         ('{"api_key": "hunter2"}', "hunter2"),
         ("token: hunter2", "hunter2"),
