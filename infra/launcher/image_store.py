@@ -1,26 +1,18 @@
-"""The store behind the images, from the command line: what it takes, and what of it nobody needs."""
+"""The store behind the images, from the command line: what it has, and what that takes."""
 
 import asyncio
-import json
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 
 from infra.config import LauncherConfig
 from infra.launcher.account import LauncherError
-from infra.launcher.image_roots import Forgotten, forget, roots_of_api
-from infra.launcher.pull import naming, node_config, store_of
+from infra.launcher.pull import naming, store_of
 from sandboxd.contract.messages import NodeImage
 from sandboxd.images.base import ImageDamagedError, ImageMissingError
-from sandboxd.images.opening import blobs
 from sandboxd.images.store import Record
-from sandboxd.packs.blobs import BlobError, BlobMissingError, Blobs
-from sandboxd.packs.collect import Collector, Plan, StaleError, sizes
-from sandboxd.packs.keys import NODES, ManifestName
-from sandboxd.packs.manifest import MOST_BYTES, Manifest, parse
-from sandboxd.packs.pack import DamagedError
+from sandboxd.packs.collect import sizes
 
-_FIX = "check SANDLOT_IMAGE_STORE and what it names, then run the same again"
+FIX = "check SANDLOT_IMAGE_STORE and what it names, then run the same again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +47,7 @@ async def fetch_image(config: LauncherConfig, digest: str, names: Sequence[str])
             f"{digest} is not in the store", "sandlotd image ls on a node that has it names it"
         ) from error
     except ImageDamagedError as error:
-        raise LauncherError(f"{digest} cannot be had: {error}", _FIX) from error
+        raise LauncherError(f"{digest} cannot be had: {error}", FIX) from error
 
 
 async def keep_image(config: LauncherConfig, record: Record) -> None:
@@ -65,67 +57,4 @@ async def keep_image(config: LauncherConfig, record: Record) -> None:
     try:
         await store.keep(record.id)
     except Exception as error:
-        raise LauncherError(f"{record.id} cannot be stored: {error}", _FIX) from error
-
-
-@dataclass(frozen=True, slots=True)
-class Collected:
-    """What was done to the store, or would be."""
-
-    plan: Plan
-    forgotten: Forgotten
-    sizes: dict[str, Sizes]
-    """Of the images that go, by digest: what they share with others of the store, and what is theirs alone."""
-
-
-async def collect(config: LauncherConfig, keep: Sequence[str], *, grace_hours: float, dry_run: bool) -> Collected:
-    """Look for what nobody needs, and unless it is a rehearsal, condemn it, or delete what was condemned long enough.
-
-    LauncherError.
-    """
-    node = node_config().model_copy(update={"data_dir": config.data_dir})
-    store = store_of(config)
-    await store.open()
-    seconds = grace_hours * 3600
-    # What is needed is read after what nodes say: a root that appears meanwhile is in one of the two.
-    forgotten = await forget(
-        config, store, roots_of_api(config), node.build_cache_dir, seconds=seconds, dry_run=dry_run
-    )
-    await store.republish()
-    roots = roots_of_api(config)
-    wanted = [*keep, *(roots.digests if roots is not None else ())]
-    collector = Collector(blobs(node), seconds)
-
-    def work() -> tuple[Plan, dict[str, Sizes]]:
-        if roots is not None and not dry_run:
-            # For whoever collects the same store from another box.
-            collector.blobs.put(f"{NODES}/api-{config.instance}", json.dumps(sorted(map(_hex, wanted))).encode())
-        plan = collector.look(wanted)
-        counted = _sizes_of(collector.blobs, plan)
-        if not dry_run:
-            collector.carry_out(plan)
-        return plan, counted
-
-    try:
-        plan, counted = await asyncio.to_thread(work)
-    except (BlobError, DamagedError, StaleError) as error:
-        raise LauncherError(f"the store cannot be collected: {error}", _FIX) from error
-    return Collected(plan, forgotten, counted)
-
-
-def _hex(digest: str) -> str:
-    return digest.removeprefix("sha256:")
-
-
-def _sizes_of(of: Blobs, plan: Plan) -> dict[str, Sizes]:
-    """Count what goes, beside all that is there. BlobError, DamagedError."""
-    going = {name.image for name in (*plan.delete, *plan.condemn) if isinstance(name, ManifestName)}
-    if not going:
-        return {}
-    names = [name for name in plan.sizes if isinstance(name, ManifestName)]
-    manifests: list[Manifest] = []
-    for name in names:
-        with suppress(BlobMissingError):
-            manifests.append(parse(of.get(name.key, MOST_BYTES), name))
-    counted = sizes(manifests)
-    return {digest: Sizes(*pair) for digest, pair in counted.items() if _hex(digest) in going}
+        raise LauncherError(f"{record.id} cannot be stored: {error}", FIX) from error
