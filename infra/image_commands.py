@@ -12,6 +12,7 @@ import typer
 from infra.config import LauncherConfig
 from infra.launcher import account
 from infra.launcher.account import LauncherError
+from infra.launcher.image_collection import collect
 from infra.launcher.image_store import Sizes, fetch_image, keep_image, stored_sizes
 from infra.launcher.images import find_image, import_file, remove_image
 from infra.launcher.pull import Wanted, pull_image
@@ -124,9 +125,6 @@ def image_gc(
 
     Where the api is on this box, images of this node go first that have no name and are no project's any more.
     """
-    # It reads the api's database, whose libraries take a second to load: no other command shall wait for them.
-    from infra.launcher.image_collection import collect  # noqa: PLC0415
-
     done = asyncio.run(collect(_prepared(), keep or [], grace_hours=grace_hours, dry_run=dry_run))
     plan = done.plan
     for word, names in (("delete", plan.delete), ("condemn", plan.condemn), ("spare", plan.spare)):
