@@ -238,8 +238,8 @@ def _promise(
 
 
 def _use_in_policy(connection: Connection, project_id: str, sandbox: Sandbox) -> None:
-    egress = EgressSpec.model_validate(sandbox.spec["egress"])
-    if egress.inject:
+    if sandbox.spec["egress"]["inject"]:
+        egress = EgressSpec.model_validate(sandbox.spec["egress"])
         secrets.use_in_policy(connection, project_id, sandbox.id, egress, ("egress",))
 
 
