@@ -120,7 +120,12 @@ class Streams:
         else:
             way = None
         if way is None:
-            raise ProblemError("tunnel_not_found", "No tunnel leads there.")
+            # The same for every reason: whether there is such a sandbox is no business of whoever asks.
+            raise ProblemError(
+                "tunnel_not_found",
+                "No tunnel leads there: the sandbox has ended, or has none to this port.",
+                hint="Open one: POST /v1/sandboxes/{id}/tunnels. Or ask whoever gave you the address.",
+            )
         if not _is_within(asked.client, way.tunnel.allow_cidrs):
             raise ProblemError("permission_denied", "The tunnel is not open to your address.")
         if way.tunnel.visibility == "public":

@@ -92,4 +92,5 @@ def test_the_commands(api: StubApi) -> None:
     assert json.loads(sandlot(api, "tunnel", "ls", "box", "--json").stdout) == []
     assert sandlot(api, "tunnel", "close", "box", "udp:5000").returncode == 1
     assert sandlot(api, "tunnel", "open", "box", "0").returncode == 2
+    assert sandlot(api, "tunnel", "open", "box", "22", "--public").returncode == 2
     assert api.violations == []

@@ -30,10 +30,12 @@ def open_(
 ) -> None:
     """Open a tunnel and print where it is reached."""
     number = None if port == _ANY else _number(port)
+    if public and kind != "http":
+        raise typer.BadParameter("is of http tunnels; others are for everybody or for --allow", param_hint="--public")
 
     async def work(client: AsyncClient) -> None:
         box = await AsyncSandbox.connect(sandbox, client=client)
-        visibility = "public" if public and kind == "http" else None
+        visibility = "public" if public else None
         tunnel = await box.tunnels.open(number, kind, allow_cidrs=allow or (), visibility=visibility)
         if tunnel.message is not None:
             show.note(tunnel.message)
