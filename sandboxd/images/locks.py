@@ -54,7 +54,8 @@ async def own_directory(path: Path, waiting: Callable[[], None]) -> AsyncGenerat
     """Make a directory and hold it alone; its holder may remove it. `waiting` is called if another has it first."""
     told = False
     while True:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with suppress(FileExistsError):  # it was there, and its holder removed it before that could be looked at
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
             descriptor = _locked(path, fcntl.LOCK_EX | fcntl.LOCK_NB, directory=True)
             break
