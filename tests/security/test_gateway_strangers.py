@@ -1,6 +1,7 @@
 """The gateway against those who mean harm: requests of two readings, endless heads, broken frames, forged tokens."""
 
 import asyncio
+import contextlib
 import os
 from collections.abc import AsyncGenerator
 from pathlib import Path
@@ -91,6 +92,37 @@ async def test_what_surrounds_a_request_has_a_limit(stand: GatewayStand, head: b
     answer = await stand.raw(head.replace(b"%h", stand.host().encode()), eof=True)
     assert not answer or answer.split(b" ", 2)[1] == b"400"
     assert stand.seen == []
+
+
+async def test_a_head_is_bounded_as_a_whole_too(stand: GatewayStand) -> None:
+    """Many headers, each within its own limit, are held before anybody knows who sends them."""
+    rows = b"".join(b"X-%d: %s\r\n" % (number, b"a" * 4000) for number in range(20))
+    head = _GET.replace(b"%h", stand.host().encode()) + rows
+    answer = await stand.raw(head + b"\r\n", eof=True)
+    assert not answer or answer.split(b" ", 2)[1] == b"400"
+    assert stand.seen == []
+    reader, writer = await asyncio.open_connection("127.0.0.1", stand.port)
+    writer.write(head)  # and no end of it
+    async with asyncio.timeout(30):
+        with contextlib.suppress(ConnectionError):
+            assert await reader.read() == b""
+    writer.close()
+
+
+async def test_who_is_refused_while_sending_much_hears_why(stand: GatewayStand) -> None:
+    stand.open(TWO, visibility="token")
+    length = 512 * 1024
+    head = _POST.replace(b"%h", stand.host(TWO).encode()) + b"Content-Length: %d\r\n\r\n" % length
+    reader, writer = await asyncio.open_connection("127.0.0.1", stand.port)
+    writer.write(head)
+    async with asyncio.timeout(30):
+        assert (await reader.readuntil(b"\r\n\r\n")).split(b" ", 2)[1] == b"401"
+        for _ in range(length // 65_536):
+            writer.write(bytes(65_536))
+            await writer.drain()
+        writer.write(_GET.replace(b"%h", stand.host(TWO).encode()) + b"\r\n")
+        assert (await reader.readuntil(b"HTTP/1.1 401")).startswith(b"{")
+    writer.close()
 
 
 async def test_a_head_that_trickles_in_is_hung_up_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,8 @@ HEAD_SECONDS: Final = 60.0
 MAX_LINE_BYTES: Final = 8190
 """A header, or a request's path with its query."""
 MAX_HEADERS: Final = 100
+MAX_HEAD_BYTES: Final = 65_536
+"""All headers of a request together."""
 _LINGERING_SECONDS: Final = 2.0
 _READ_BYTES: Final = 128 * 1024
 _NOBODY: Final = logging.getLogger("tunnels.gateway.nobody")
@@ -33,13 +35,15 @@ Handle = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 class Connection(RequestHandler):
     """One client, and the stream that its last request went through."""
 
-    __slots__ = ("_address", "_answered", "_kept", "_limits")
+    __slots__ = ("_address", "_answered", "_head_bytes", "_kept", "_limits")
 
     def __init__(self, manager: "Server", limits: Limits, **options: Any) -> None:
         super().__init__(manager, **options)
         self._limits = limits
         self._address: str | None = None
         self._answered = 0
+        self._head_bytes = 0
+        """Of a head that is still coming in: the parser keeps them."""
         self._kept: Stream | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -73,8 +77,17 @@ class Connection(RequestHandler):
             stream.cut()
 
     def data_received(self, data: bytes) -> None:
-        if self._address is not None:
-            super().data_received(data)
+        if self._address is None:
+            return
+        # Only then is what comes a head's: a body may go on after its answer.
+        awaits_head, known = self._waiter is not None, self._request_count
+        super().data_received(data)
+        if not awaits_head or self._request_count > known:
+            self._head_bytes = 0
+            return
+        self._head_bytes += len(data)
+        if self._head_bytes > MAX_LINE_BYTES + MAX_HEAD_BYTES and self.transport is not None:
+            self.transport.abort()
 
     def eof_received(self) -> bool | None:  # pyright: ignore[reportIncompatibleMethodOverride] - asyncio's own type
         """Let a client that has said all it had to say read its answer."""

@@ -10,7 +10,7 @@ from typing import Final
 from aiohttp import web
 
 from tunnels.gateway.answers import CORS, PREFLIGHT, REQUEST_ID, new_request_id, refuse
-from tunnels.gateway.connections import Connection, address_of
+from tunnels.gateway.connections import MAX_HEAD_BYTES, Connection, address_of
 from tunnels.gateway.forward import BrokenInsideError, exchange
 from tunnels.gateway.node import NodeAwayError, NodeLink, Stream
 from tunnels.hygiene import (
@@ -96,6 +96,8 @@ class Handler:
             raise RoutingError("method_not_allowed", f"{request.method} is not served.")
         if not target.isascii() or not target.isprintable() or "#" in target or " " in target:
             raise RoutingError("malformed_request", "The path holds what must be written with %.")
+        if sum(len(name) + len(value) for name, value in request.raw_headers) > MAX_HEAD_BYTES:
+            raise RoutingError("malformed_request", f"The headers are longer than {MAX_HEAD_BYTES} bytes.")
         hosts, sandboxes, ports = (request.headers.getall(name, []) for name in ("Host", SANDBOX_HEADER, PORT_HEADER))
         return self.names.find(target, hosts, sandboxes, ports)
 
