@@ -214,9 +214,10 @@ def test_the_second_node_starts_them_all_with_the_registry_switched_off(
                 digests[name] = image["digest"]
                 ended(first, sandbox)
             eventually(lambda: stored_by(first) >= set(digests.values()), "all are in the store", within=280)
-    with platforms(**bucket) as second:
+    with platforms(heartbeat_seconds="1", **bucket) as second:
         for name, digest in digests.items():
             done(second, "fetch", digest, f"other-{name}")
+        second.wait_until(lambda: named_by(second) >= {f"other-{name}:latest" for name in NAMES}, "the api knows them")
         for name in NAMES:
             sandbox = started(second, f"other-{name}")
             argv, wanted = PROGRAMS[name]
@@ -224,6 +225,11 @@ def test_the_second_node_starts_them_all_with_the_registry_switched_off(
             ended(second, sandbox)
         # Of what a node has, nothing is condemned.
         assert "0 objects" in done(second, "gc", "--dry-run").splitlines()[0]
+
+
+def named_by(platform: Platform) -> set[str]:
+    """Which names of images the api knows."""
+    return {tag for image in platform.http.get("/v1/images").json()["items"] for tag in image["tags"]}
 
 
 def stored_by(platform: Platform) -> set[str]:

@@ -94,6 +94,26 @@ async def test_another_node_has_it_out_of_the_store_alone(node: Node, other: Nod
     assert other.leftovers() == []
 
 
+async def test_two_nodes_import_the_same_at_once(node: Node, other: Node, blobs: MemoryBlobs) -> None:
+    """Each has it, whoever was first; what one wrote in vain, nobody needs and the collector takes."""
+    blobs.delay = 0.001
+    one, two = await asyncio.gather(node.add("same", size=2_000_000), other.add("same", size=2_000_000))
+    blobs.delay = 0.0
+    assert one == two
+    wanted = node.file(one).read_bytes()
+    for _ in range(4):
+        blobs.now += 1000
+        await asyncio.to_thread(_collect, blobs)
+    for each in (node, other):
+        each.file(one).unlink()
+        assert await each.use(one) == wanted
+
+
+def _collect(blobs: MemoryBlobs) -> None:
+    collector = Collector(blobs, 100, now=lambda: blobs.now)
+    collector.carry_out(collector.look())
+
+
 async def test_a_name_for_what_is_in_the_store_fetches_nothing_yet(node: Node, other: Node, blobs: MemoryBlobs) -> None:
     await node.add("a")
     digest = node.images.records()[0].sum.digest

@@ -122,6 +122,8 @@ async def test_the_command(images: ImageStand, tmp_path: Path) -> None:
     (tmp_path / "app.tar").write_bytes(b"anything")
     code, packed, _ = await sandlot(images, "image", "import", str(tmp_path / "app.tar"))
     assert (code, packed.startswith("img")) == (0, True)
+    assert (await sandlot(images, "image", "tag", "app", "app:2"))[0] == 0
+    assert (await sandlot(images, "image", "rm", "app:2"))[1].strip() == "app:2"
     assert (await sandlot(images, "image", "rm", "app"))[1].strip() == image_id
     code, _, said = await sandlot(images, "image", "inspect", "app")
     assert (code, "image_not_found" in said) == (1, True)

@@ -126,13 +126,21 @@ def inspect(image: Name) -> None:
 
 @app.command()
 def rm(images: Annotated[list[str], typer.Argument(metavar="IMAGE", help="Ids, or names.")]) -> None:
-    """Remove images and their names; one that is being made is given up. Sandboxes on them live on."""
+    """Remove images and their names; one that is being made is given up. Sandboxes on them live on.
+
+    By a name of several, only that name goes.
+    """
 
     async def work(client: AsyncClient) -> None:
         for image in images:
             info = await client.images.find(image)
-            await client.images.delete(info.id)
-            show.print_line(info.id)
+            name = image if ":" in image else f"{image}:latest"
+            if name in info.tags and len(info.tags) > 1:
+                await client.images.untag(name)
+                show.print_line(name)
+            else:
+                await client.images.delete(info.id)
+                show.print_line(info.id)
 
     do(work)
 
