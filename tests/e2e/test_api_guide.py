@@ -17,7 +17,8 @@ def _blocks(language: str) -> list[str]:
 
 
 def _run(platform: Platform, command: list[str]) -> str:
-    environment = os.environ | {"SANDLOT_URL": platform.url, "SANDLOT_API_KEY": platform.key}
+    commands = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # where `sandlot` is
+    environment = os.environ | {"SANDLOT_URL": platform.url, "SANDLOT_API_KEY": platform.key, "PATH": commands}
     done = subprocess.run(command, env=environment, cwd=_ROOT, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
