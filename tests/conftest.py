@@ -13,6 +13,15 @@ harness.set_environment()
 
 _before = pytest.StashKey[set[residue.Residue]]()
 _LEAVE_SECONDS = 10.0
+_UMASK = 0o022
+os.umask(_UMASK)  # whatever that of the caller: users inside images of the tests' making need a way in
+
+
+@pytest.fixture(autouse=True)
+def same_umask() -> Generator[None]:
+    """Fail a test that leaves another umask to those after it."""
+    yield
+    assert os.umask(_UMASK) == _UMASK
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,6 @@ from urllib.parse import quote
 
 def main(source: str, target: str) -> None:
     """Copy in one go: a reader of a write-ahead log keeps no writer waiting."""
-    os.umask(0o077)
     for suffix in ("", "-wal", "-shm", "-journal"):
         path = Path(source + suffix)
         # Reading a pipe would wait for ever. Whoever swaps it in later gains no more than a backup that is given up.
@@ -31,4 +30,5 @@ def main(source: str, target: str) -> None:
 
 
 if __name__ == "__main__":
+    os.umask(0o077)
     main(*sys.argv[1:])
