@@ -113,7 +113,7 @@ class SlotPolicies:
             known.policy = policy
             return 0
         try:
-            if known.policy == BLOCKED:
+            if known.policy == BLOCKED and not known.unsettled:
                 # It has begun nothing: what an earlier policy let it begin was ended when this one was applied. To look
                 # through all of the node's connections would be most of what a claim takes.
                 self._change(slot, known, policy)
@@ -139,7 +139,9 @@ class SlotPolicies:
                 # What is known may be wrong: the kernel says what there is.
                 self._look_again(slot, known)
                 self._change(slot, known, BLOCKED)
+            known.unsettled = True
             self._flows.forget(slot.index, of_the_node=of_the_node)
+            known.unsettled = False
         except (FirewallError, FlowsError) as error:
             raise NetworkError(f"slot {slot.index} cannot be closed: {error}") from error
 

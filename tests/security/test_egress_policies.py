@@ -15,7 +15,7 @@ import pytest
 
 from egress_targets import Target, answered, probe_argv
 from netpolicy.firewall import Firewall, FirewallError
-from netpolicy.flows import Flow, Flows
+from netpolicy.flows import Flow, Flows, FlowsError
 from netpolicy.platform import Platform
 from netpolicy.router_side import HTTP_PORT, RESOLVER_PORT, TLS_PORT
 from network_world import HOST_PRIVATE, HOST_PUBLIC, PUBLIC, World
@@ -224,6 +224,32 @@ async def test_the_table_alone_stops_what_is_forbidden_both_ways(scene: Scene, m
             inside.settimeout(PATIENCE_SECONDS)
             with pytest.raises(ConnectionResetError):
                 await asyncio.to_thread(inside.recv, 100)
+
+
+async def test_what_could_not_be_ended_at_the_close_is_ended_by_the_next_policy(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise FlowsError("injected")
+
+    await scene.apply(mode="open")
+    with await scene.connected(PUBLIC, 80):
+        with monkeypatch.context() as broken:
+            broken.setattr(Flows, "of_slot", fails)
+            broken.setattr(Flows, "forget", fails)
+            with pytest.raises(NetworkError):
+                await scene.apply(mode="allowlist", allow=[PUBLIC])
+        await scene.apply(mode="allowlist", allow=[OTHER])
+        alive = await asyncio.to_thread(World.do, scene.router, lambda: _alive(scene.slot))
+        assert alive == []
+
+
+def _alive(slot: Slot) -> list[Flow]:
+    flows = Flows()
+    try:
+        return [flow for flow in flows.of_slot(slot.index) if flow.alive]
+    finally:
+        flows.close()
 
 
 async def test_the_same_policy_again_touches_nothing(scene: Scene) -> None:
