@@ -19,12 +19,13 @@ import aiohttp
 
 import egress
 import pool
+import report
 from files import files
 from harness import Platform, cache_dir
 from harness import platform as start
 from images import images
 from raw_sandbox import TOKEN, RawBox, RawSandbox, raw_box
-from report import PAGE, Row, median, percentile, render
+from report import Row, Run, median, percentile
 from sandboxd.contract.frames import MEDIA_TYPE
 from terminal import terminal
 
@@ -433,38 +434,40 @@ def said(error: BaseException) -> str:
     return words[:500]
 
 
-async def _bench(names: list[str]) -> tuple[list[Row], dict[str, str]]:
-    """Return the rows, and why a benchmark has none."""
-    rows: list[Row] = []
-    failed: dict[str, str] = {}
+async def _bench(names: list[str]) -> dict[str, Run]:
+    runs: dict[str, Run] = {}
+    machine = f"{os.cpu_count()} CPUs, Linux {host.release()}, Python {host.python_version()}"
     with tempfile.TemporaryDirectory(dir="/var/tmp") as directory, start() as platform:
         async with raw_box(Path(directory), cache_dir()) as raw:
             for name in names:
+                at, failed, rows = f"{datetime.now(UTC):%Y-%m-%d %H:%M}", "", list[Row]()
                 try:
                     async with asyncio.timeout(BOUND_SECONDS):
-                        measured = await BENCHMARKS[name](platform, raw)
+                        rows = await BENCHMARKS[name](platform, raw)
                 except Exception as error:  # noqa: BLE001 - said on the page, and the exit code
-                    failed[name] = said(error)
-                    print(f"{name}: {failed[name]}", flush=True)
-                    continue
-                for row in measured:
+                    failed = said(error)
+                    print(f"{name}: {failed}", flush=True)
+                for row in rows:
                     ratio = "" if row.ratio is None else f"  {row.ratio:.2f} × {row.baseline_name}"
                     print(f"{row.name}: {row.value:.2f} {row.unit}{ratio}  {row.verdict}", flush=True)
-                    rows.append(row)
-    return rows, failed
+                runs[name] = Run(at=at, machine=machine, rows=rows, failed=failed)
+    return runs
 
 
 def main() -> None:
-    """Run the named benchmarks, or all; only that writes the page."""
-    names = sys.argv[1:] or list(BENCHMARKS)
-    rows, failed = asyncio.run(_bench(names))
-    if not sys.argv[1:]:
-        machine = f"{os.cpu_count()} CPUs, Linux {host.release()}, Python {host.python_version()}"
-        PAGE.write_text(render(rows, machine, datetime.now(UTC), failed))
-        print(f"wrote {PAGE.name}")
+    """Run the named benchmarks, or all, and have the page say what they said; `--only-say` leaves the page."""
+    names = [name for name in sys.argv[1:] if name != "--only-say"]
+    if unknown := [name for name in names if name not in BENCHMARKS]:
+        sys.exit(f"no such benchmark: {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
+    runs = asyncio.run(_bench(names or list(BENCHMARKS)))
+    if "--only-say" not in sys.argv:
+        known = report.kept() | runs
+        report.keep({name: known[name] for name in BENCHMARKS if name in known})
+        print(f"wrote {report.PAGE.name}")
+    rows = [row for run in runs.values() for row in run.rows]
     missed = [row.name for row in rows if row.verdict == "missed"]
     print(f"{len(rows)} rows, {len(missed)} missed" + "".join(f"\n  missed: {name}" for name in missed))
-    if failed:
+    if failed := [name for name, run in runs.items() if run.failed]:
         sys.exit(f"not measured: {', '.join(failed)}")
 
 

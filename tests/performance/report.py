@@ -3,11 +3,14 @@
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Final
 
+from pydantic import TypeAdapter
+
 PAGE: Final = Path(__file__).parents[2] / "docs" / "benchmarks.md"
+KEPT: Final = PAGE.with_suffix(".json")
+"""What the page is made of: by benchmark, the last run of each."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +39,32 @@ class Row:
         held_against = self.value if self.ratio is None else self.ratio
         met = held_against >= self.limit if self.more_is_better else held_against <= self.limit
         return "met" if met else "missed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One run of one benchmark."""
+
+    at: str
+    """The minute, UTC."""
+    machine: str
+    rows: list[Row]
+    failed: str = ""
+    """Why it has no rows."""
+
+
+_RUNS: Final = TypeAdapter(dict[str, Run])
+
+
+def kept() -> dict[str, Run]:
+    """Return the last run of each benchmark."""
+    return _RUNS.validate_json(KEPT.read_bytes()) if KEPT.exists() else {}
+
+
+def keep(runs: Mapping[str, Run]) -> None:
+    """Make these what is kept, and the page what they say."""
+    KEPT.write_bytes(_RUNS.dump_json(dict(runs), indent=1) + b"\n")
+    PAGE.write_text(render(runs))
 
 
 def median(samples: Sequence[float]) -> float:
@@ -77,30 +106,30 @@ def _number(value: float | None) -> str:
     return f"{value:.2f}" if value < 10 else f"{value:.1f}"
 
 
-def render(rows: Sequence[Row], machine: str, at: datetime, failed: Mapping[str, str] | None = None) -> str:
-    """Return the whole page. `failed` says why a benchmark has no rows."""
+def _line(row: Row) -> str:
+    sign = "≥" if row.more_is_better else "≤"
+    budget = "" if row.limit is None else f"{sign} {_number(row.limit)}{' ×' if row.baseline else ' ' + row.unit}"
+    baseline = "" if row.baseline is None else f"{_number(row.baseline)} {row.unit} ({row.baseline_name})"
+    ratio = "" if row.ratio is None else f"{row.ratio:.2f} ×"
+    return f"| {row.name} | {_number(row.value)} {row.unit} | {baseline} | {ratio} | {budget} | {row.verdict} |"
+
+
+def render(runs: Mapping[str, Run]) -> str:
+    """Return the whole page."""
     lines = [
         "# Benchmarks",
         "",
-        "Written by `make bench`. Ratios are taken against the raw tool in the same run, on the same machine; absolute",
-        "numbers of a shared machine drift by tens of percent between runs, the ratios much less.",
-        "",
-        f"{at:%Y-%m-%d %H:%M} UTC, {machine}",
-        "",
-        "| what | measured | baseline | ratio | budget | |",
-        "|---|---|---|---|---|---|",
+        "Written by `make bench`, or for some of them by `make bench BENCH='pool burst'`: each says when it was run.",
+        "Ratios are taken against the raw tool in the same run, on the same machine; absolute numbers of a shared",
+        "machine drift by tens of percent between runs, the ratios much less.",
     ]
-    for row in rows:
-        sign = "≥" if row.more_is_better else "≤"
-        budget = "" if row.limit is None else f"{sign} {_number(row.limit)}{' ×' if row.baseline else ' ' + row.unit}"
-        baseline = "" if row.baseline is None else f"{_number(row.baseline)} {row.unit} ({row.baseline_name})"
-        ratio = "" if row.ratio is None else f"{row.ratio:.2f} ×"
-        lines.append(
-            f"| {row.name} | {_number(row.value)} {row.unit} | {baseline} | {ratio} | {budget} | {row.verdict} |"
-        )
-    notes = [f"- **{row.name}**: {row.note}" for row in rows if row.note]
-    if notes:
-        lines += ["", "## How each was taken", "", *notes]
-    if failed:
-        lines += ["", "## Not measured in this run", "", *(f"- `{name}`: {why}" for name, why in failed.items())]
+    for name, run in runs.items():
+        lines += ["", f"## {name}", "", f"{run.at} UTC, {run.machine}", ""]
+        if run.failed:
+            lines.append(f"Not measured: {run.failed}")
+            continue
+        lines += ["| what | measured | baseline | ratio | budget | |", "|---|---|---|---|---|---|"]
+        lines += [_line(row) for row in run.rows]
+        notes = [f"- **{row.name}**: {row.note}" for row in run.rows if row.note]
+        lines += ["", *notes] if notes else []
     return "\n".join(lines) + "\n" + OTHERS
