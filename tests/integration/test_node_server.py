@@ -15,6 +15,7 @@ from aiohttp import web
 
 from node_kit import World, a_sandbox_id, an_ensure, until
 from sandboxd.app.assembly import Node, real_parts
+from sandboxd.app.node import MAX_BODY_BYTES
 from sandboxd.app.run import end_all, serving
 from sandboxd.app.server import application, listen, runner
 from sandboxd.config import NodeConfig
@@ -108,7 +109,7 @@ async def test_the_life_of_a_sandbox(config: NodeConfig) -> None:
         ("GET", f"/node/v1/sandboxes/sbx{'a' * 20}?surprise=1", None, 422, "invalid_request"),
         ("PUT", f"/node/v1/sandboxes/sbx{'a' * 20}", b"{", 400, "malformed_request"),
         ("PUT", f"/node/v1/sandboxes/sbx{'a' * 20}", b"{}", 422, "invalid_request"),
-        ("PUT", f"/node/v1/sandboxes/sbx{'a' * 20}", b" " * 3_000_000, 413, "body_too_large"),
+        ("PUT", f"/node/v1/sandboxes/sbx{'a' * 20}", b" " * (MAX_BODY_BYTES + 1), 413, "body_too_large"),
         ("PATCH", f"/node/v1/sandboxes/sbx{'a' * 20}", b'{"generation": 1, "epoch": 0}', 404, "sandbox_not_found"),
         (
             "PATCH",

@@ -53,7 +53,7 @@ def _fuzzed(reader: str, corpus: Path, runs: int) -> subprocess.CompletedProcess
 
 
 @pytest.mark.parametrize(
-    ("reader", "runs"), [("hello", 15_000), ("head", 150_000), ("question", 150_000), ("answer", 60_000)]
+    ("reader", "runs"), [("hello", 60_000), ("head", 150_000), ("question", 150_000), ("answer", 60_000)]
 )
 def test_no_bytes_break_a_reader_or_are_read_in_two_ways(reader: str, runs: int, tmp_path: Path) -> None:
     done = _fuzzed(reader, tmp_path / "corpus", runs)
