@@ -4,7 +4,6 @@ It is started with one directory as its own and with descriptors of what it read
 JSON, and an answer goes out as JSON. It is gone after one request.
 """
 
-import ctypes
 import gc
 import json
 import os
@@ -17,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+from programs.libc import PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS, PR_SET_PDEATHSIG, check, libc, prctl
 from sandboxd.builds.copying import Copy, Copying, Destination, NothingToCopyError, leave_out
 from sandboxd.builds.globs import Ignore, PatternError
 from sandboxd.builds.table import render
@@ -34,9 +34,6 @@ from sandboxd.images.tree import ImportLimits, Tally
 from sandboxd.images.unit_sums import KnownUnits, parse
 
 _PIECE: Final = 1024 * 1024
-_PR_SET_NO_NEW_PRIVS: Final = 38
-_PR_SET_DUMPABLE: Final = 4
-_PR_SET_PDEATHSIG: Final = 1
 _CLONE_NEWNET: Final = 0x40000000
 _CLONE_NEWIPC: Final = 0x08000000
 _IGNORE_BYTES: Final = 1024 * 1024
@@ -79,19 +76,17 @@ def _confine(size_bytes: int, uid: int) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (_CPU_SECONDS, _CPU_SECONDS))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     parent = os.getppid()
-    libc = ctypes.CDLL(None, use_errno=True)
     if os.geteuid() == 0:
         # What it needs is loaded or open: it sees its own directory, no network, and nobody's shared memory.
-        if libc.unshare(_CLONE_NEWNET | _CLONE_NEWIPC) != 0:
-            raise OSError(ctypes.get_errno(), "unshare")
+        check(libc.unshare(_CLONE_NEWNET | _CLONE_NEWIPC), "unshare")
         os.chroot(".")
         os.chdir("/")
         os.setgroups([])
         os.setresgid(uid, uid, uid)
         os.setresuid(uid, uid, uid)
-    for option, value in ((_PR_SET_NO_NEW_PRIVS, 1), (_PR_SET_DUMPABLE, 0), (_PR_SET_PDEATHSIG, signal.SIGKILL)):
-        if libc.prctl(option, value, 0, 0, 0) != 0:
-            raise OSError(ctypes.get_errno(), "prctl")
+    prctl(PR_SET_NO_NEW_PRIVS, 1, "no_new_privs")
+    prctl(PR_SET_DUMPABLE, 0, "dumpable")
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL, "pdeathsig")
     resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
     if os.getppid() != parent:
         sys.exit(1)  # the node agent ended before it could be seen to

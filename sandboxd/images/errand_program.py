@@ -25,6 +25,7 @@ from typing import Any, Final, Self
 
 import aiohttp.connector  # noqa: F401  # pyright: ignore[reportUnusedImport] - loads what it imports late
 
+from programs.libc import PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS, PR_SET_PDEATHSIG, check, libc, prctl
 from sandboxd.contract.images import ImageOverrides
 from sandboxd.contract.references import Naming, parse
 from sandboxd.images.base import ImageConfig
@@ -46,10 +47,8 @@ from sandboxd.images.tree import ImportLimits
 _CLONE_NEWNS: Final = 0x00020000
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REMOUNT, _MS_BIND = 0x1, 0x2, 0x4, 0x8, 0x20, 0x1000
 _MS_REC, _MS_PRIVATE = 0x4000, 0x40000
-_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
 _OPEN_FILES: Final = 4096
 _TELL_SECONDS: Final = 0.25
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def main(arguments: list[str]) -> None:
@@ -67,7 +66,7 @@ def _confine(uid: int, directory: Path, archive: Path | None) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_NOFILE, (_OPEN_FILES, _OPEN_FILES))
     if os.geteuid() == 0:
-        _check(_libc.unshare(_CLONE_NEWNS), "unshare")
+        check(libc.unshare(_CLONE_NEWNS), "unshare")
         _mount(None, Path("/"), _MS_REC | _MS_PRIVATE)
         # Opened before one of them covers where the other lies.
         opened = [os.open(path, os.O_PATH) for path in (directory, archive) if path is not None]
@@ -78,10 +77,10 @@ def _confine(uid: int, directory: Path, archive: Path | None) -> None:
         os.setresgid(uid, uid, uid)
         os.setresuid(uid, uid, uid)
     os.chdir(PLACE)
-    _check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
-    _check(_libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0), "dumpable")
+    prctl(PR_SET_NO_NEW_PRIVS, 1, "no_new_privs")
+    prctl(PR_SET_DUMPABLE, 0, "dumpable")
     # After the change of user, which clears it; and the node agent may have ended before it was set.
-    _check(_libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "pdeathsig")
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL, "pdeathsig")
     if os.getppid() != parent:
         sys.exit(1)
 
@@ -93,13 +92,7 @@ def _bind(source: Path, target: Path, more: int) -> None:
 
 def _mount(source: Path | None, target: Path, flags: int) -> None:
     of = b"none" if source is None else os.fsencode(source)
-    _check(_libc.mount(of, os.fsencode(target), None, ctypes.c_ulong(flags), None), f"mount on {target}")
-
-
-def _check(result: int, what: str) -> None:
-    if result != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, f"{what}: {os.strerror(number)}")
+    check(libc.mount(of, os.fsencode(target), None, ctypes.c_ulong(flags), None), f"mount on {target}")
 
 
 def _tell(event: str, **fields: Any) -> None:

@@ -1,12 +1,12 @@
 """The runtime that is used: runsc, one sentry and one gofer for each sandbox, on host control groups."""
 
 import asyncio
-import ctypes
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from programs.libc import PR_SET_CHILD_SUBREAPER, prctl
 from sandboxd.cgroups import Cgroups
 from sandboxd.contract.messages import Resources
 from sandboxd.guest_client.base import Guest
@@ -29,7 +29,6 @@ OLDEST_BUILD: Final = 20260822
 """Before it, a device node in an image could be opened on the host (CVE-2026-96812)."""
 
 DEFAULT_RESERVE_BYTES: Final = 512 * bundle.MIB
-_PR_SET_CHILD_SUBREAPER: Final = 36
 _NODE_ACT: Final = "node"
 _ROOT_UNREADABLE: Final = "mounting root with overlay"
 """In runsc's words for a root file system that is none."""
@@ -57,8 +56,10 @@ class RunscRuntime:
 
     async def open(self) -> None:
         """Become the parent of orphaned sentries, and end the commands that an earlier node agent left at work."""
-        if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
-            raise RuntimeFailedError("cannot become a child subreaper")
+        try:
+            prctl(PR_SET_CHILD_SUBREAPER, 1, "cannot become a child subreaper")
+        except OSError as error:
+            raise RuntimeFailedError("cannot become a child subreaper") from error
         await asyncio.to_thread(self._places.make)
         await asyncio.to_thread(self._cgroups.set_up, self._reserve_bytes)
         for name in await asyncio.to_thread(self._cgroups.acting):
