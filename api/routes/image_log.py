@@ -4,32 +4,17 @@ import re
 from collections.abc import AsyncIterator
 from typing import Final
 
-import aiohttp
-
-from api.routes.relay import Render
+from api.routes.relay import Render, whole_lines
 
 _KIND: Final = re.compile(rb'"kind":"([a-z]{1,16})"')
 _NEXT: Final = re.compile(rb'"next":([0-9]{1,12})')
-_LONGEST_LINE: Final = 1024 * 1024
-
-
-async def _lines(content: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Yield whole lines. ClientPayloadError for what has no end."""
-    rest = b""
-    async for chunk in content:
-        *whole, rest = (rest + chunk).split(b"\n")
-        if len(rest) > _LONGEST_LINE:
-            raise aiohttp.ClientPayloadError("a line without end")
-        for line in whole:
-            yield line
-    if rest:
-        raise aiohttp.ClientPayloadError("a line is cut short")
 
 
 async def as_lines(content: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     """Show a log as lines of JSON: what the node says, whole lines at a time."""
-    async for line in _lines(content):
-        yield line + b"\n"
+    async for whole in whole_lines(content):
+        for line in whole:
+            yield line + b"\n"
 
 
 def as_server_events(after: int) -> Render:
@@ -37,12 +22,13 @@ def as_server_events(after: int) -> Render:
 
     async def render(content: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         yield b"retry: 1000\nid: %d\ndata:\n\n" % after
-        async for line in _lines(content):
-            kind, following = _KIND.search(line), _NEXT.search(line)
-            if kind is None or following is None:
-                yield b": keepalive\n\n"
-                continue
-            end = b":end" if kind[1] == b"exit" else b""
-            yield b"event: %b\nid: %b%b\ndata: %b\n\n" % (kind[1], following[1], end, line)
+        async for whole in whole_lines(content):
+            for line in whole:
+                kind, following = _KIND.search(line), _NEXT.search(line)
+                if kind is None or following is None:
+                    yield b": keepalive\n\n"
+                    continue
+                end = b":end" if kind[1] == b"exit" else b""
+                yield b"event: %b\nid: %b%b\ndata: %b\n\n" % (kind[1], following[1], end, line)
 
     return render

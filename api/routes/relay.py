@@ -54,20 +54,26 @@ class Relay(PassThrough):
         await send({"type": "http.response.body", "body": b""})
 
 
-async def node_lines(content: AsyncIterator[bytes]) -> AsyncIterator[list[tuple[int, bytes]]]:
-    """Yield what came at once as positions and objects. ClientPayloadError for what is none of the node's lines."""
+async def whole_lines(content: AsyncIterator[bytes]) -> AsyncIterator[list[bytes]]:
+    """Yield the lines that came at once. ClientPayloadError for what has no end."""
     rest = b""
     async for chunk in content:
         *whole, rest = (rest + chunk).split(b"\n")
         if len(rest) > _LONGEST_LINE:
             raise aiohttp.ClientPayloadError("a line without end")
+        yield whole
+    if rest:
+        raise aiohttp.ClientPayloadError("a line is cut short")
+
+
+async def node_lines(content: AsyncIterator[bytes]) -> AsyncIterator[list[tuple[int, bytes]]]:
+    """Yield what came at once as positions and objects. ClientPayloadError for what is none of the node's lines."""
+    async for whole in whole_lines(content):
         try:
             cut = [line.split(b" ", 1) for line in whole]
             yield [(int(position), row) for position, row in cut]
         except ValueError as error:
             raise aiohttp.ClientPayloadError("not a line of a log") from error
-    if rest:
-        raise aiohttp.ClientPayloadError("a line is cut short")
 
 
 def as_ndjson(sealed: LogCursors) -> Render:

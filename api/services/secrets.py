@@ -106,20 +106,12 @@ async def env_values(
     if not asked:
         return {}
     caller.require("secrets", write=False)
-    found = await platform.database.read(store.get_all, caller.project_id, set(asked.values()))
-    for variable, name in asked.items():
-        row = found.get(name)
-        if row is None:
-            raise store.secret_not_found(name)
-        if not row.env:
-            raise _not_for_env(at, variable, name)
-    return values_of(platform, found, asked, at)
+    return await stored_env(platform, caller.project_id, asked, at)
 
 
-def values_of(
+def _values_of(
     platform: Platform, found: Mapping[str, Secret], asked: Mapping[str, str], at: tuple[str, ...]
 ) -> dict[str, str]:
-    """Open the secrets of variables."""
     opened = {name: open_value(platform.vault, found[name]) for name in set(asked.values())}
     values = {variable: opened[name] for variable, name in asked.items()}
     if sum(len(variable.encode()) + len(value.encode()) for variable, value in values.items()) > MAX_ENV_BYTES:
@@ -127,7 +119,9 @@ def values_of(
     return values
 
 
-async def stored_env(platform: Platform, project_id: str, asked: Mapping[str, str]) -> dict[str, str]:
+async def stored_env(
+    platform: Platform, project_id: str, asked: Mapping[str, str], at: tuple[str, ...] = ("secret_env",)
+) -> dict[str, str]:
     """Return the values of a `secret_env` that was allowed when it was asked for. ProblemError where that has ended."""
     if not asked:
         return {}
@@ -136,8 +130,8 @@ async def stored_env(platform: Platform, project_id: str, asked: Mapping[str, st
         if name not in found:
             raise store.secret_not_found(name)
         if not found[name].env:
-            raise _not_for_env(("secret_env",), variable, name)
-    return values_of(platform, found, asked, ("secret_env",))
+            raise _not_for_env(at, variable, name)
+    return _values_of(platform, found, asked, at)
 
 
 async def value_for_host(platform: Platform, project_id: str, name: str, host: str, at: str) -> str:
