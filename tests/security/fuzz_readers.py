@@ -5,6 +5,7 @@ something else: a hello is also read by OpenSSL, and a request by h11.
 """
 
 import contextlib
+import resource
 import ssl
 import sys
 from collections.abc import Callable
@@ -23,7 +24,7 @@ import h11
 
 _NAME: Final = "packages.example.com"
 _NUMBER: Final = 4711
-
+_MEMORY: Final = 1536 << 20  # bytes of addresses; past it an allocation fails, and that is a finding
 
 _seen: Final[list[str | None]] = []
 _server: Final = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)  # one for all: each takes memory that only a collection frees
@@ -116,6 +117,7 @@ READERS: Final[dict[str, Callable[[bytes], None]]] = {
 
 if __name__ == "__main__":
     sys.unraisablehook = lambda _: None  # the ssl module says there of names that are no text
+    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
     reader = READERS[sys.argv.pop(1)]
     atheris.Setup(sys.argv, reader)
     atheris.Fuzz()
