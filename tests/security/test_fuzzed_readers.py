@@ -42,7 +42,7 @@ def _fuzzed(reader: str, corpus: Path, runs: int) -> subprocess.CompletedProcess
     corpus.mkdir()
     for number, data in enumerate(_begun(reader)):
         (corpus / str(number)).write_bytes(data)
-    # No limit of libFuzzer's: it reads the peak the kernel keeps over an exec, which is pytest's. The program has its own.
+    # Not libFuzzer's limit: it reads the peak that the kernel keeps over an exec, pytest's. The program has its own.
     options = [f"-runs={runs}", "-seed=1", "-max_len=2048", "-timeout=20", "-rss_limit_mb=0"]
     return subprocess.run(
         [sys.executable, str(_PROGRAM), reader, *options, f"-artifact_prefix={corpus.parent}/", str(corpus)],
