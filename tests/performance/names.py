@@ -124,7 +124,9 @@ async def _idle(scene: _Scene) -> Row:
         lambda: subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True),
     )
     assert holder.stdout is not None
-    await asyncio.to_thread(holder.stdout.readline)
+    said = await asyncio.to_thread(holder.stdout.readline)
+    if said != "holding\n":
+        raise RuntimeError(f"{IDLE} connections could not be held: {said!r}")
     after = scene.rss_mib("proxy")
     await asyncio.to_thread(holder.communicate)
     return Row(

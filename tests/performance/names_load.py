@@ -16,6 +16,7 @@ REQUEST: Final = b"GET / HTTP/1.1\r\nHost: pkg.test\r\n\r\n"
 ANSWER: Final = b"HTTP/1.1 204 No Content\r\n\r\n"
 _PIECE: Final = bytes(256 * 1024)
 _AT_ONCE: Final = 32
+_A_SECOND: Final = 500  # connections; the policy allows 1,000 new ones a second
 
 
 class _Server(asyncio.Protocol):
@@ -121,7 +122,9 @@ async def questions(address: str, port: str, count: str) -> float:
 async def hold(address: str, count: str) -> float:
     """Open connections and keep them, idle, until standard input ends."""
     held: list[Any] = []
-    for _ in range(int(count)):
+    for number in range(int(count)):
+        if number % _A_SECOND == _A_SECOND - 1:
+            await asyncio.sleep(1)
         reader, writer = await asyncio.open_connection(address, 80)
         writer.write(REQUEST)
         await reader.readexactly(len(ANSWER))
